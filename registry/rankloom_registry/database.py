@@ -1,0 +1,164 @@
+"""Opens the database file for the length of one operation, and reads rows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from rankloom_registry.errors import (
+    RegistryBusyError,
+    RegistryError,
+    RegistryFormatError,
+    RegistryNotFoundError,
+    RegistryWriteError,
+)
+from rankloom_registry.locking import turn
+
+Rows = list[dict[str, Any]]
+
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    # Nothing is ever fetched from the network because of a query.
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    # Otherwise a spill makes a folder `.tmp` wherever the process was started.
+    "temp_directory": "",
+    # An operation is short; starting a thread for each core of a large machine would take longer than it.
+    "threads": min(4, os.cpu_count() or 1),
+}
+_SETUP = "SET TimeZone = 'UTC'; SET python_enable_replacements = false"
+# What a statement or its values did wrong; every other error of DuckDB comes from the file, the disk or the memory.
+STATEMENT_ERRORS = (
+    duckdb.DataError,
+    duckdb.IntegrityError,
+    duckdb.InterruptException,
+    duckdb.NotSupportedError,
+    duckdb.PermissionException,
+    duckdb.ProgrammingError,
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@contextmanager
+def attached(path: Path, *, write: bool, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Attach the database file as `db` in its turn, and detach it.
+
+    Args:
+        path: The resolved path of the file.
+        write: Whether it may be changed.
+        timeout_s: The longest wait for a turn, in seconds.
+
+    Yields:
+        A connection whose default database is the file's.
+
+    Raises:
+        RegistryNotFoundError: If the file is gone.
+        RegistryBusyError: If the turn did not come in time.
+        RegistryFormatError: If the file is not a DuckDB database.
+        RegistryWriteError: If it cannot be written.
+    """
+    with turn(path, write=write, timeout_s=timeout_s):
+        if not path.exists():  # DuckDB would make an empty one
+            raise RegistryNotFoundError(f"there is no registry at {path} any more; open it again where it is now")
+        with attach(path, write=write, timeout_s=timeout_s) as connection:
+            yield connection
+
+
+@contextmanager
+def attach(path: Path, *, write: bool, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """`attached`, for a caller that has the turn; a file that is missing is made when `write`."""
+    # DuckDB 2.0 reads the header before it takes its lock, unless the file is attached with its type: another
+    # process's commit in between is then lost without an error. So never connect(path), and never a plain ATTACH.
+    target = str(path).replace("'", "''")
+    mode = "TYPE duckdb" if write else "TYPE duckdb, READ_ONLY"
+    connection = duckdb.connect(":memory:", config=_CONFIG)
+    try:
+        connection.execute(_SETUP)
+        _retry(connection, f"ATTACH '{target}' AS db ({mode})", path, timeout_s)
+        connection.execute("USE db")
+        yield connection
+    except STATEMENT_ERRORS:
+        raise
+    except duckdb.Error as error:
+        raise _translated(error, path, write) from error
+    finally:
+        connection.close()
+
+
+def _retry(connection: duckdb.DuckDBPyConnection, statement: str, path: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.execute(statement)
+            return
+        except duckdb.IOException as error:  # a program that does not know the turns, such as the DuckDB shell
+            if "Could not set lock" not in str(error):
+                raise
+            if time.monotonic() >= deadline:
+                reason = first_line(error)
+                raise RegistryBusyError(f"{path} is open in another program: {reason}; close it there") from error
+        time.sleep(0.05)
+
+
+def first_line(error: duckdb.Error) -> str:
+    """What DuckDB says, without the query that it quotes below."""
+    return str(error).splitlines()[0]
+
+
+def _translated(error: duckdb.Error, path: Path, write: bool) -> RegistryError:
+    message = first_line(error)
+    if "not a valid DuckDB" in message:
+        return RegistryFormatError(f"{path} is not a DuckDB database; give the path of a registry, or of a new file")
+    if "version number" in message:
+        return RegistryFormatError(f"{path} was written by another version of DuckDB: {message}; use that version")
+    kind = RegistryWriteError if write else RegistryError
+    return kind(f"cannot {'write' if write else 'read'} {path}: {message}; check the disk and the permissions")
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = (), limit: int | None = None
+) -> Rows:
+    """Run a query that returns rows.
+
+    Args:
+        connection: An open connection.
+        query: One statement of the SELECT family, `?` where a parameter goes.
+        parameters: The values.
+        limit: The most rows to return; None for all.
+
+    Returns:
+        A dictionary a row: timestamps are aware and in UTC, JSON is parsed.
+    """
+    relation = connection.sql(query, params=list(parameters))
+    kinds = [str(kind) for kind in relation.types]
+    # The columns of a projection have distinct names. DuckDB's Python client needs the package pytz to hand out a
+    # TIMESTAMPTZ; microseconds since the epoch say the same exactly.
+    names = relation.project("*").columns
+    moments = [_quoted(name) for name, kind in zip(names, kinds, strict=True) if kind == "TIMESTAMP WITH TIME ZONE"]
+    replaced = ", ".join(f"epoch_us({name}) AS {name}" for name in moments)
+    relation = relation.project(f"* REPLACE ({replaced})" if moments else "*")
+    if limit is not None:
+        relation = relation.limit(limit)
+    return [dict(zip(names, map(_value, kinds, row), strict=True)) for row in relation.fetchall()]
+
+
+def _value(kind: str, value: Any) -> Any:
+    if value is None:
+        return None
+    match kind:
+        case "TIMESTAMP WITH TIME ZONE":
+            return _EPOCH + timedelta(microseconds=value)
+        case "JSON":
+            return json.loads(value)
+    return value
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
