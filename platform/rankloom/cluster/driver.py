@@ -1,0 +1,307 @@
+"""The driver of a search: starts the broker and the lanes, lets Ray Tune decide, and follows what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Read by Ray when it is imported or its processes start.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # its kill crashes Tuner.fit in spite of max_failures
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the registry records; no CSV or TensorBoard files
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial has no metric, on purpose
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is handled here
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+import ray
+from rankloom_registry import Event, TrialEnded
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from rankloom.cluster.broker import Broker, LaneState, Progress
+from rankloom.cluster.lane import LaneConfig, run_lane
+from rankloom.cluster.searcher import OptunaSearcher, build_sampler
+from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
+from rankloom.config import QuantizationConfig, SearchConfig, TrainingConfig
+from rankloom.errors import ConfigError, SearchError
+from rankloom.runs import Run
+
+REDUCTION_FACTOR = 3
+DRAIN_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the driver needs of a search.
+
+    Attributes:
+        run: Its run folder.
+        config: Its configuration.
+        training: Settings that the trials share, with `max_steps` and `eval_steps` set.
+        space: Optuna distributions by name, or a function of an Optuna trial.
+        resolve: Turns sampled parameters into a trial's configuration.
+        points: Points to try first.
+        resume: Whether to go on from Ray Tune's saved state.
+        numbers: Numbers of the trials that an earlier run began, by trial_id.
+        finished: Ends of trials that an earlier run recorded.
+        verbose: Whether Ray may talk.
+    """
+
+    run: Run
+    config: SearchConfig
+    training: TrainingConfig
+    space: Any
+    resolve: Callable[[dict[str, Any]], dict[str, Any]]
+    points: list[dict[str, Any]]
+    resume: bool = False
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    finished: Sequence[TrialEnded] = ()
+    verbose: bool = False
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        """How lanes load the base."""
+        return self.config.quantization
+
+
+Watch = Callable[[Sequence[Event], Sequence[LaneState], Sequence[Progress]], None]
+_STOP = threading.Event()  # one search a process; a module's own, because Tune pickles the stopper
+
+
+class _StopFlag(tune.Stopper):  # type: ignore[misc]
+    """Ends Tune's loop when the follower or Ctrl-C says so."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return _STOP.is_set()
+
+
+def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch) -> None:
+    """Run a search to its end.
+
+    Args:
+        job: The search.
+        record: Called with each batch of events, in order; what it raises ends the search.
+        watch: Called at least every second with new events, lanes and progress.
+
+    Raises:
+        SearchError: No lane could run, or a lane found its base changed.
+        KeyboardInterrupt: Ctrl-C; what was recorded stays, and the search can be resumed.
+    """
+    _STOP.clear()
+    with connected(verbose=job.verbose) as local:
+        lanes = lane_configs(job, local=local)
+        broker = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(dict(job.numbers), list(job.finished))
+        refs = [run_lane.remote(lane, broker) for lane in lanes]
+        follower = _Follower(broker, record, watch)
+        follower.start()
+        try:
+            with _interruptible(broker):
+                _tuner(job, broker, len(lanes)).fit()
+                if not _STOP.is_set():
+                    ray.get(broker.drained.remote(DRAIN_S))
+            follower.finish()
+            ray.get(broker.close.remote())
+            if _STOP.is_set() and follower.error is None:
+                raise KeyboardInterrupt
+            if follower.error is not None:
+                raise follower.error
+            ray.wait(refs, num_returns=len(refs), timeout=60)
+            _raise_for_lanes(ray.get(broker.state.remote())[0])
+        finally:
+            follower.finish()
+            for ref in refs:
+                ray.cancel(ref, force=True)
+            ray.kill(broker)
+
+
+@contextlib.contextmanager
+def connected(*, verbose: bool) -> Iterator[bool]:
+    """Connect to the cluster of `RAY_ADDRESS`, or start a local one for a while; yields whether it is local."""
+    if ray.is_initialized():
+        yield False
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    if not verbose:
+        for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    if address is None:
+        # One CPU more than there are: lanes take all real ones, the feather-light Tune actors share the other.
+        options["num_cpus"] = (os.cpu_count() or 1) + 1
+    ray.init(address=address, **options)
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+def lane_configs(job: Job, *, local: bool) -> list[LaneConfig]:
+    """Return one lane per GPU of the cluster, or one on the CPUs where there is none."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    cpus = max(1, int(resources.get("CPU", 1)) - 1)
+    each: dict[str, float] = {"GPU": 1, "CPU": max(1, cpus // gpus)} if gpus else {"CPU": cpus if local else 1}
+    return [
+        LaneConfig(
+            name=f"lane-{number}",
+            search_id=job.run.search_id,
+            base=Path(job.run.base_path),
+            run_folder=job.run.folder,
+            training=job.training,
+            quantization=job.quantization,
+            resources=each,
+            verbose=job.verbose,
+        )
+        for number in range(max(1, gpus))
+    ]
+
+
+def build_scheduler(scheduler: Any, *, grace_steps: int, max_steps: int) -> TrialScheduler:
+    """Build Ray Tune's scheduler from a name ('asha', 'median', 'fifo', None) or pass an object on.
+
+    Args:
+        scheduler: Name, object or None.
+        grace_steps: Steps that every trial gets: the first rung.
+        max_steps: Steps of a full trial.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if isinstance(scheduler, TrialScheduler):
+        return scheduler
+    if scheduler == "asha":
+        return ASHAScheduler(
+            time_attr="steps", max_t=max_steps, grace_period=grace_steps, reduction_factor=REDUCTION_FACTOR
+        )
+    if scheduler == "median":
+        return MedianStoppingRule(time_attr="steps", grace_period=grace_steps, min_samples_required=3)
+    if scheduler in ("fifo", None):
+        return FIFOScheduler()
+    raise ConfigError(f"scheduler must be 'asha', 'median', 'fifo', None or a Ray Tune scheduler, got {scheduler!r}")
+
+
+def _tuner(job: Job, broker: Any, lanes: int) -> tune.Tuner:
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            LaneTrial,
+            broker=broker,
+            search_id=job.run.search_id,
+            resolve=job.resolve,
+            seed=job.config.seed,
+        ),
+        {"cpu": CPU_SHARE},
+    )
+    if job.resume and tune.Tuner.can_restore(str(job.run.tune)):
+        # Errored trials are those that the interruption cut short: failed ones end with an outcome, not an error.
+        return tune.Tuner.restore(str(job.run.tune), trainable=trainable, restart_errored=True)
+    max_steps, eval_steps = job.training.max_steps, job.training.eval_steps
+    assert max_steps is not None and eval_steps is not None
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=job.config.metric,
+            mode=job.config.mode,
+            search_alg=OptunaSearcher(
+                space=job.space,
+                metric=job.config.metric,
+                mode=job.config.mode,
+                points_to_evaluate=job.points or None,
+                sampler=build_sampler(job.config.sampler, job.config.seed),
+            ),
+            scheduler=build_scheduler(
+                job.config.scheduler, grace_steps=min(eval_steps, max_steps), max_steps=max_steps
+            ),
+            num_samples=job.config.num_samples,
+            max_concurrent_trials=job.config.max_concurrent_trials or lanes * job.config.slots_per_lane,
+            time_budget_s=job.config.time_budget_s,
+            reuse_actors=True,
+            trial_dirname_creator=_trial_folder,
+        ),
+        run_config=tune.RunConfig(
+            name=job.run.tune.name,
+            storage_path=str(job.run.tune.parent),
+            stop=_StopFlag(),
+            failure_config=tune.FailureConfig(max_failures=3),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            verbose=1 if job.verbose else 0,
+        ),
+    )
+
+
+def _trial_folder(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+class _Follower(threading.Thread):
+    """Carries the broker's events to the registry and the terminal while Tune has the main thread."""
+
+    def __init__(self, broker: Any, record: Callable[[Sequence[Event]], None], watch: Watch) -> None:
+        super().__init__(name="rankloom-follower", daemon=True)
+        self._broker = broker
+        self._record = record
+        self._watch = watch
+        self._over = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        seen = 0
+        # Whatever goes wrong here (a full disk, a lost broker) must end the search and reach the caller.
+        try:
+            while True:
+                over = self._over.is_set()
+                events = ray.get(self._broker.events.remote(seen, 0.0 if over else 1.0))
+                if events:
+                    self._record(events)
+                    seen += len(events)
+                self._watch(events, *ray.get(self._broker.state.remote()))
+                if over and not events:
+                    return
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+            _STOP.set()
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._broker.close.remote())
+
+    def finish(self) -> None:
+        """Wait until all events are recorded."""
+        self._over.set()
+        self.join()
+
+
+@contextlib.contextmanager
+def _interruptible(broker: Any) -> Iterator[None]:
+    """Let the first Ctrl-C close the broker and end Tune's loop; a second one raises at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if _STOP.is_set():
+            raise KeyboardInterrupt
+        _STOP.set()
+        broker.close.remote()
+
+    before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_for_lanes(lanes: Sequence[LaneState]) -> None:
+    failed = [lane for lane in lanes if lane.state == "failed"]
+    if failed:
+        raise SearchError("; ".join(f"{lane.lane}: {lane.message}" for lane in failed))

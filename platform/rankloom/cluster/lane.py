@@ -1,0 +1,207 @@
+"""A lane: one Ray Train worker that loads the base once and trains whatever trials the broker gives it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import ray
+from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from rankloom.cluster.broker import Progress
+from rankloom.config import QuantizationConfig, TrainingConfig
+from rankloom.errors import RankloomError
+from rankloom.training.exchange import Outcome, TrialSpec
+
+MAX_RESTARTS = 5
+DISTRIBUTED_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneConfig:
+    """What a lane needs to know; plain data, so that Ray can carry it.
+
+    Attributes:
+        name: The lane's name, such as 'lane-0'.
+        search_id: Id of the search.
+        base: Folder of the base.
+        run_folder: The search's run folder, seen by every node.
+        training: Settings that the trials share.
+        quantization: How to load the base.
+        resources: Ray resources of the worker, such as {"GPU": 1, "CPU": 4}.
+        verbose: Whether libraries may talk.
+    """
+
+    name: str
+    search_id: str
+    base: Path
+    run_folder: Path
+    training: TrainingConfig
+    quantization: QuantizationConfig
+    resources: dict[str, float]
+    verbose: bool = False
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def run_lane(config: LaneConfig, broker: Any) -> None:
+    """Run a lane's trainer to its end; its process may die and is started again, the trial in hand with it.
+
+    A task of its own, because `TorchTrainer.fit` blocks; one trainer a lane, because a failure restarts every worker
+    of a trainer.
+    """
+    trainer = TorchTrainer(
+        train_lane,
+        train_loop_config={"lane": config, "broker": broker},
+        scaling_config=ScalingConfig(
+            num_workers=1, use_gpu=config.resources.get("GPU", 0) > 0, resources_per_worker=config.resources
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=str(config.run_folder / "train"),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+        ),
+    )
+    # Planned fault tolerance: whatever ends a lane is told to the broker, which closes the search if none is left.
+    try:
+        trainer.fit()
+    except Exception as error:  # noqa: BLE001
+        ray.get(broker.lane_ended.remote(config.name, _cause(error)))
+    else:
+        ray.get(broker.lane_ended.remote(config.name))
+
+
+def train_lane(loop_config: dict[str, Any]) -> None:
+    """Load the base, train until the broker has no more trials, and prove that the base was left as it was."""
+    config: LaneConfig = loop_config["lane"]
+    broker = loop_config["broker"]
+    # A lane is one process: without these, accelerate would see Ray's group of one and wrap models for several.
+    for variable in DISTRIBUTED_VARIABLES:
+        os.environ.pop(variable, None)
+    if not config.verbose:
+        _be_quiet()
+    ray.get(broker.lane_started.remote(config.name))
+    # An error of ours would come again at every restart: it ends the lane, with its message.
+    try:
+        _train(config, broker)
+    except RankloomError as error:
+        ray.get(broker.lane_ended.remote(config.name, str(error)))
+
+
+def _train(config: LaneConfig, broker: Any) -> None:
+    from datasets import load_from_disk
+
+    from rankloom.training.resident import load_resident_base
+    from rankloom.training.trl import TrlEngine
+
+    base = load_resident_base(config.base, config.quantization, config.training)
+    engine = TrlEngine(
+        base=base,
+        train_dataset=load_from_disk(str(config.run_folder / "data" / "train")),
+        eval_dataset=load_from_disk(str(config.run_folder / "data" / "eval")),
+        training=config.training,
+        adapters=config.run_folder / "adapters",
+    )
+    ray.get(broker.lane_ready.remote(config.name))
+    with event_log(config.run_folder, config.name) as log:
+        engine.run(BrokerExchange(config, broker, log))
+    base.assert_unchanged()
+
+
+class BrokerExchange:
+    """A lane's side of the broker: every fact is written to the lane's log before it is told."""
+
+    def __init__(self, config: LaneConfig, broker: Any, log: IO[str]) -> None:
+        """Speak for a lane to `broker`, keeping `log`."""
+        self._config = config
+        self._broker = broker
+        self._log = log
+
+    def take(self) -> TrialSpec | None:
+        """Wait for the next trial."""
+        spec: TrialSpec | None = ray.get(self._broker.take.remote(self._config.name))
+        if spec is not None:
+            event = TrialStarted(
+                trial_id=spec.trial_id,
+                search_id=self._config.search_id,
+                number=spec.number,
+                params=spec.params,
+                lane=self._config.name,
+                attempt=spec.attempt,
+            )
+            self._write(event)
+            ray.get(self._broker.started.remote(event))
+        return spec
+
+    def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
+        """Tell where the trial is, without waiting."""
+        self._broker.progress.remote(
+            self._config.name, Progress(trial_id=spec.trial_id, number=spec.number, step=step, train_loss=train_loss)
+        )
+
+    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> bool:
+        """Tell an evaluation and wait for Tune's decision."""
+        event = TrialReported(trial_id=spec.trial_id, step=metrics["steps"], metrics=metrics)
+        self._write(event)
+        go_on: bool = ray.get(self._broker.report.remote(event))
+        return go_on
+
+    def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
+        """Tell how the trial ended; its last evaluation is a report as well."""
+        events: list[Event] = []
+        if outcome.metrics and outcome.status == "completed":
+            events.append(
+                TrialReported(trial_id=spec.trial_id, step=outcome.metrics["steps"], metrics=outcome.metrics)
+            )
+        end = TrialEnded(
+            trial_id=spec.trial_id,
+            status=outcome.status,
+            metrics=outcome.metrics,
+            message=outcome.message,
+            attempt=spec.attempt,
+        )
+        for event in (*events, end):
+            self._write(event)
+        ray.get(self._broker.finish.remote(end, events))
+
+    def _write(self, event: Event) -> None:
+        self._log.write(event.to_json() + "\n")
+        self._log.flush()
+        os.fsync(self._log.fileno())
+
+
+def event_log(run_folder: Path, lane: str) -> IO[str]:
+    """Open a lane's append-only log of events, one JSON line each."""
+    folder = run_folder / "events"
+    folder.mkdir(exist_ok=True)
+    return (folder / f"{lane}.jsonl").open("a", encoding="utf-8")
+
+
+def read_event_logs(run_folder: Path) -> list[Event]:
+    """Return the events that lanes logged; a torn last line, of a process that was killed, is left out."""
+    events = []
+    for file in sorted((run_folder / "events").glob("*.jsonl")):
+        lines = file.read_text(encoding="utf-8").split("\n")
+        # What follows the last newline was never finished; after a restart a torn line may also stand in the middle.
+        events += [Event.from_json(line) for line in lines[:-1] if line.startswith("{") and line.endswith("}")]
+    return events
+
+
+def _be_quiet() -> None:
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"

@@ -1,0 +1,278 @@
+"""The reference engine: one TRL `SFTTrainer` at a time on the resident base."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from rankloom_spaces import SpaceError, resolve_target_modules
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from rankloom.config import TrainingConfig
+from rankloom.errors import RankloomError, TrainingError
+from rankloom.training.evaluation import evaluate_loss
+from rankloom.training.exchange import Exchange, Outcome, TrialSpec
+from rankloom.training.resident import ResidentBase, uses_gradient_checkpointing
+
+
+class TrlEngine:
+    """Trains the trials of an exchange one after the other; a trial's failure ends that trial only."""
+
+    def __init__(
+        self,
+        *,
+        base: ResidentBase,
+        train_dataset: Dataset,
+        eval_dataset: Dataset,
+        training: TrainingConfig,
+        adapters: Path,
+    ) -> None:
+        """Hold what every trial shares.
+
+        Args:
+            base: The resident base.
+            train_dataset: Rows of `input_ids` and `labels`.
+            eval_dataset: Held-out rows of the same.
+            training: Settings that the trials share.
+            adapters: Folder under which each trial's adapter is saved as `<trial_id>/`.
+        """
+        self.base = base
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.training = training
+        self.adapters = adapters
+
+    def run(self, exchange: Exchange) -> None:
+        """Train every trial that the exchange gives, until it gives no more."""
+        while (spec := exchange.take()) is not None:
+            exchange.finish(spec, self._outcome(spec, exchange))
+
+    def _outcome(self, spec: TrialSpec, exchange: Exchange) -> Outcome:
+        # Planned fault tolerance: whatever goes wrong inside a trial (out of memory, a NaN, a library's exception) is
+        # that trial's outcome; the base is put back and the lane goes on.
+        try:
+            return self._train(spec, exchange)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            _release_memory()
+            return Outcome(status="failed", message=f"out of memory: {_one_line(error)}; lower r or the batch size")
+        except (RankloomError, SpaceError) as error:
+            return Outcome(status="failed", message=str(error))
+        except Exception as error:  # noqa: BLE001
+            return Outcome(status="failed", message=f"{type(error).__name__}: {_one_line(error)}")
+
+    def _train(self, spec: TrialSpec, exchange: Exchange) -> Outcome:
+        started = time.monotonic()
+        training = varied(self.training, spec.params)
+        set_seed(spec.params["seed"])
+        with adapted(self.base, lora_config(self.base, spec.params)) as model:
+            _reset_peak_memory()
+            with tempfile.TemporaryDirectory(prefix="rankloom-") as scratch:
+                trainer = SFTTrainer(
+                    model=model,
+                    args=sft_config(training, spec.params, self.base, scratch),
+                    train_dataset=self.train_dataset,
+                    processing_class=self.base.tokenizer,
+                )
+                # TRL casts adapters on a quantized base to bfloat16, in which small updates are rounded away; fp32
+                # adapters under autocast cost little and are what is saved and merged later.
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.data = parameter.data.float()
+                watch = _Watch(self, model, spec, exchange, training, started)
+                trainer.add_callback(watch)
+                trainer.train()
+            folder = self.adapters / spec.trial_id
+            model.save_pretrained(folder, safe_serialization=True)
+        return Outcome(
+            status="stopped" if watch.stopped else "completed",
+            metrics={**watch.metrics, "wall_s": time.monotonic() - started},
+            adapter=folder,
+        )
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Evaluates, reports and stops a trial from inside the trainer's loop."""
+
+    def __init__(
+        self,
+        engine: TrlEngine,
+        model: PeftModel,
+        spec: TrialSpec,
+        exchange: Exchange,
+        training: TrainingConfig,
+        started: float,
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._spec = spec
+        self._exchange = exchange
+        self._training = training
+        self._started = started
+        self._losses: list[float] = []
+        self.metrics: dict[str, Any] = {}
+        self.stopped = False
+
+    # on_log rather than on_step_end: it follows it, and carries the step's loss, gradient norm and learning rate.
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        step, loss = state.global_step, float(logs["loss"])
+        _require_finite("train_loss", loss, step)
+        _require_finite("grad_norm", float(logs["grad_norm"]), step)
+        self._losses.append(loss)
+        self._exchange.progress(self._spec, step, loss)
+        if step != state.max_steps and step % eval_every(self._training, state.max_steps):
+            return
+        eval_loss = evaluate_loss(
+            self._model,
+            self._engine.eval_dataset,
+            batch_size=self._training.per_device_eval_batch_size,
+            autocast_dtype=self._engine.base.compute_dtype,
+        ).loss
+        _require_finite("eval_loss", eval_loss, step)
+        self.metrics = {
+            "steps": step,
+            "epoch": state.epoch,
+            "eval_loss": eval_loss,
+            "train_loss": sum(self._losses) / len(self._losses),
+            "learning_rate": float(logs["learning_rate"]),
+            "grad_norm": float(logs["grad_norm"]),
+            "train_tokens": int(logs.get("num_tokens", 0)),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "wall_s": time.monotonic() - self._started,
+        }
+        self._losses.clear()
+        # The last evaluation travels with the outcome: there is nothing left to decide about it.
+        if step < state.max_steps and not self._exchange.report(self._spec, dict(self.metrics)):
+            self.stopped = control.should_training_stop = True
+
+
+@contextlib.contextmanager
+def adapted(base: ResidentBase, config: LoraConfig) -> Iterator[PeftModel]:
+    """Inject a fresh adapter into the resident base for a while, and leave the base as it was.
+
+    TRL replaces the model's `forward` for its fused head each time a trainer is made; putting the old one back keeps
+    a hundred trials from leaving a hundred wrappers.
+    """
+    forward = base.model.__dict__.get("forward")
+    model = get_peft_model(base.model, config)
+    try:
+        yield model
+    finally:
+        model.unload()
+        if forward is None:
+            base.model.__dict__.pop("forward", None)
+        else:
+            base.model.forward = forward
+        # PEFT leaves its bookkeeping on the model it wrapped, and warns about it at the next adapter.
+        for leftover in ("peft_config", "_hf_peft_config_loaded"):
+            base.model.__dict__.pop(leftover, None)
+        base.model.requires_grad_(False)
+
+
+def lora_config(base: ResidentBase, params: dict[str, Any]) -> LoraConfig:
+    """Build PEFT's configuration of a trial, with target modules resolved on the base at hand."""
+    return LoraConfig(
+        r=params["r"],
+        lora_alpha=params["lora_alpha"],
+        use_rslora=params["use_rslora"],
+        lora_dropout=params["lora_dropout"],
+        target_modules=resolve_target_modules(params["target_modules"], base.leaf_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(base.path),
+    )
+
+
+def varied(training: TrainingConfig, params: dict[str, Any]) -> TrainingConfig:
+    """Return the settings with those that the space varies put in, checked again."""
+    changes = {name: params[name] for name in params.keys() & TrainingConfig.model_fields.keys()}
+    return TrainingConfig.model_validate({**training.model_dump(), **changes}) if changes else training
+
+
+def eval_every(training: TrainingConfig, max_steps: int) -> int:
+    """Return the steps between evaluations: a quarter of the run where it is unset."""
+    return training.eval_steps or max(1, max_steps // 4)
+
+
+def sft_config(training: TrainingConfig, params: dict[str, Any], base: ResidentBase, scratch: str) -> SFTConfig:
+    """Build TRL's configuration of a trial; mixed precision follows the base's compute dtype."""
+    device = next(base.model.parameters()).device
+    return SFTConfig(
+        output_dir=scratch,
+        max_steps=training.max_steps or -1,
+        num_train_epochs=training.num_train_epochs,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=params["learning_rate"],
+        lr_scheduler_type=training.lr_scheduler_type,
+        # A share below one is a ratio: transformers 5 folded warmup_ratio into warmup_steps.
+        warmup_steps=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim or ("paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"),
+        gradient_checkpointing=uses_gradient_checkpointing(training, device),
+        bf16=base.compute_dtype == torch.bfloat16,
+        fp16=base.compute_dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        max_length=training.max_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        seed=params["seed"],
+        data_seed=params["seed"],
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory used so far: on the GPU since the trial began, on a CPU by the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _release_memory() -> None:
+    import gc
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _require_finite(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(f"{name} is {value} at step {step}: lower learning_rate or max_grad_norm")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
