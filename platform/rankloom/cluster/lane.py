@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +15,7 @@ from ray.train.torch import TorchTrainer
 from rankloom.cluster.broker import Progress
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.errors import RankloomError
+from rankloom.hush import hush
 from rankloom.training.exchange import Outcome, TrialSpec
 
 MAX_RESTARTS = 5
@@ -84,7 +83,7 @@ def train_lane(loop_config: dict[str, Any]) -> None:
     for variable in DISTRIBUTED_VARIABLES:
         os.environ.pop(variable, None)
     if not config.verbose:
-        _be_quiet()
+        hush()
     ray.get(broker.lane_started.remote(config.name))
     # An error of ours would come again at every restart: it ends the lane, with its message.
     try:
@@ -190,17 +189,6 @@ def read_event_logs(run_folder: Path) -> list[Event]:
         # What follows the last newline was never finished; after a restart a torn line may also stand in the middle.
         events += [Event.from_json(line) for line in lines[:-1] if line.startswith("{") and line.endswith("}")]
     return events
-
-
-def _be_quiet() -> None:
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 def _cause(error: BaseException) -> str:

@@ -1,0 +1,73 @@
+"""What the charts have in common: colours that hold on light and dark, one layout, and text that stays text."""
+
+from __future__ import annotations
+
+import html
+from typing import Literal
+
+import plotly.graph_objects as go
+import streamlit as st
+
+Role = Literal["best", "prior", "completed", "stopped", "failed", "running", "interrupted"]
+
+ROLE_COLORS: dict[Role, str] = {
+    "best": "#6366F1",
+    "prior": "#F59E0B",
+    "completed": "#38A3C7",
+    "stopped": "#9CA3AF",
+    "failed": "#EF4444",
+    "running": "#10B981",
+    "interrupted": "#A78BFA",
+}
+ROLE_NAMES: dict[Role, str] = {
+    "best": "best",
+    "prior": "prior",
+    "completed": "completed",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "running": "running",
+    "interrupted": "interrupted",
+}
+# Told apart by dash as well as by colour.
+SERIES = (("#6366F1", "solid"), ("#F59E0B", "dash"), ("#10B981", "dot"), ("#EC4899", "dashdot"))
+
+
+def plain(text: str) -> str:
+    """Escapes text for Plotly, which reads a subset of HTML in every label."""
+    return html.escape(text, quote=False)
+
+
+def role_of(status: str, *, is_best: bool, is_prior: bool) -> Role:
+    """Says as what a trial is drawn: the best and the prior stand out whatever their state."""
+    if is_best:
+        return "best"
+    if is_prior:
+        return "prior"
+    match status:
+        case "completed" | "stopped" | "failed" | "running" | "interrupted":
+            return status
+        case _:
+            return "interrupted"
+
+
+def color_of(status: str) -> str:
+    """Returns the colour of a trial's state."""
+    return ROLE_COLORS[role_of(status, is_best=False, is_prior=False)]
+
+
+def lay_out(figure: go.Figure, *, x: str, y: str, height: int = 340) -> go.Figure:
+    """Gives a figure the layout that all charts share."""
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 8, "b": 0},
+        xaxis={"title": x, "automargin": True},
+        yaxis={"title": y, "automargin": True},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
+        hovermode="closest",
+    )
+    return figure
+
+
+def show(figure: go.Figure, *, key: str, alt: str) -> None:
+    """Puts a figure on the page, with its description for screen readers."""
+    st.plotly_chart(figure, key=key, alt=alt, theme="streamlit", config={"displayModeBar": False})

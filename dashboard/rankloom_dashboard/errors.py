@@ -1,0 +1,15 @@
+"""What can keep the dashboard from starting; each is also a standard-library error and survives pickling."""
+
+from __future__ import annotations
+
+
+class DashboardError(Exception):
+    """Base of every error that `rankloom_dashboard` raises on purpose."""
+
+
+class InvalidPortError(DashboardError, ValueError):
+    """A port lies outside what TCP knows."""
+
+
+class PortInUseError(DashboardError, OSError):
+    """Another program already listens on the port."""

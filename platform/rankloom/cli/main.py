@@ -1,0 +1,74 @@
+"""The application, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+from rankloom_registry import RegistryError
+from rankloom_spaces import SpaceError
+from typer.exceptions import TyperException
+
+from rankloom.cli import adapters, base, machine, models, searches
+from rankloom.cli.output import errors
+from rankloom.errors import RankloomError
+
+DEBUG = "--debug"
+
+app = typer.Typer(
+    name="rankloom",
+    help="Finds the QLoRA adapter worth keeping, and keeps it safe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, DEBUG, help="Show the stack trace of an error."),
+) -> None:
+    """Finds the QLoRA adapter worth keeping, and keeps it safe."""
+
+
+for module in (searches, adapters, base, models, machine):
+    module.register(app)
+
+
+def main() -> None:
+    """Run the command line; exits 0 when done, 1 when it failed, 2 on wrong usage, 130 when interrupted."""
+    # --debug may stand anywhere, as people add it to the end of the line that failed.
+    debug = DEBUG in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    try:
+        code = app(args=arguments, prog_name="rankloom", standalone_mode=False)
+    except TyperException as error:
+        error.show(file=sys.stderr)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        errors().print("interrupted", style="yellow")
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as after `| head`; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    # The outermost boundary: whatever else went wrong reaches the user as one message.
+    except Exception as error:  # noqa: BLE001
+        code = 1
+        if debug:
+            traceback.print_exc()
+        else:
+            errors().print(_message(error), style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, RankloomError | RegistryError | SpaceError) or type(error).__module__.startswith("rankloom"):
+        return f"error: {error}"
+    text = " ".join(str(error).split())[:500]
+    return f"error: {type(error).__name__}: {text} (run it again with --debug for the stack trace)"

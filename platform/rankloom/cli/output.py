@@ -1,0 +1,117 @@
+"""What the commands share: options, tables for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rankloom_registry import Registry
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+RegistryOption = Annotated[
+    Path,
+    typer.Option("--registry", envvar="RANKLOOM_REGISTRY", help="The registry file.", show_default=True),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DEFAULT_REGISTRY = Path("registry.duckdb")
+WIDE, NARROW = 200, 28  # characters: a line of a file or pipe; a cell that is never folded
+
+
+def output() -> Console:
+    """Return the console of results: stdout, wide where it is not a terminal, so that no value is folded."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE)
+
+
+def errors() -> Console:
+    """Return the console of everything else: stderr."""
+    return Console(stderr=True)
+
+
+def open_registry(path: Path) -> Registry:
+    """Open an existing registry.
+
+    Raises:
+        RegistryNotFoundError: There is none.
+    """
+    return Registry.open(path.expanduser())
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    json.dump(value, sys.stdout, indent=2, default=_plain, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, set | tuple):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    """Print a table on stdout; values are shown as text, never as markup."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
+    cells = [[cell(value) for value in row] for row in rows]
+    for index, (name, right) in enumerate(zip(columns, numeric, strict=True)):
+        short = all(len(row[index]) <= NARROW for row in cells)
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=short)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    output().print(table)
+
+
+def show_pairs(pairs: Sequence[tuple[str, Any]], *, title: str | None = None) -> None:
+    """Print names and values on stdout, one a line."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, Text(cell(value)))
+    output().print(table)
+
+
+def cell(value: Any) -> str:
+    """Return a value as a person reads it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e-2 and value else f"{value:.4f}"
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, default=_plain, ensure_ascii=False)
+    return str(value)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function of (stage, done, total) that draws one bar a stage on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors(), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance

@@ -1,0 +1,266 @@
+"""Promotion: merge an adapter into its full-precision base, measure what came out, and only then let it out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, fingerprint_base, validate_name
+
+from rankloom.errors import PromotionError
+from rankloom.evaluate import HeldOut, base_of, held_out_rows, load_with_adapter, measure, output_folder, search_settings
+from rankloom.files import sync_folder, write_atomically
+from rankloom.merge import merge_adapter
+
+Format = Literal["safetensors", "adapter"]
+MANIFEST = "rankloom.json"
+TOLERANCE = 0.05  # nats a token; docs/promotion.md says why
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """What a promotion made.
+
+    Attributes:
+        promotion_id: Its id in the registry.
+        adapter_id: The adapter.
+        format: 'safetensors' (merged) or 'adapter'.
+        recipe: 'full-precision'.
+        output: The folder.
+        output_sha256: Hash over the names and hashes of its files.
+        checks: The figures of its checks.
+    """
+
+    promotion_id: str
+    adapter_id: str
+    format: Format
+    recipe: str
+    output: Path
+    output_sha256: str
+    checks: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the promotion as JSON-ready values."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def promote(
+    registry: Registry,
+    ref: str,
+    output: Path,
+    *,
+    format: Format = "safetensors",
+    base: str | None = None,
+    dataset: Any = None,
+    alias: str | None = None,
+    reason: str = "",
+    force: bool = False,
+    tolerance: float = TOLERANCE,
+    on_progress: OnProgress | None = None,
+) -> Promotion:
+    """Merge, measure, export and record an adapter.
+
+    Args:
+        registry: Where it is registered.
+        ref: The adapter: id, name or name@alias.
+        output: Folder to make.
+        format: 'safetensors' merges into the full-precision base; 'adapter' exports the PEFT folder.
+        base: Where the base is now, if it moved.
+        dataset: Rows to measure on; by default the held-out split of the adapter's search.
+        alias: Alias of the adapter's name that moves to it after success.
+        reason: Why, for the record.
+        force: Let a model out that is worse than the tolerance allows; needs a reason.
+        tolerance: How much the merged model's loss may lie above the adapter's, nats a token.
+        on_progress: Called with (stage, done, total).
+
+    Returns:
+        What was made.
+
+    Raises:
+        PromotionError: The base is not the adapter's, or the merged model is worse than the tolerance allows.
+        MergeError: The adapter cannot be merged into the base.
+        RegistryError: There is no such adapter, or its files are gone or changed.
+    """
+    if force and not reason:
+        raise PromotionError("--force needs --reason: say why the check is overridden, it is recorded")
+    if alias is not None:
+        validate_name(alias)
+    folder = output_folder(output)
+    adapter = registry.adapter(ref)
+    registry.verify(adapter)
+    tell = on_progress or (lambda stage, done, total: None)
+    promotion_id = secrets.token_hex(6)
+    with _partial(folder) as partial:
+        if format == "adapter":
+            sha256, checks, refusal = _export(registry, adapter, partial), {}, None
+        else:
+            sha256, checks, refusal = _merge(registry, adapter, partial, base, dataset, tolerance, tell)
+        refused = refusal is not None and not force
+        if not refused:
+            _write_manifest(partial, registry, adapter, format, sha256, checks)
+            sync_folder(partial)
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+            sync_folder(folder.parent)
+    done = Promoted(
+        promotion_id=promotion_id,
+        adapter_id=adapter.adapter_id,
+        status="refused" if refused else "done",
+        recipe="full-precision",
+        format=format,
+        output_path=str(folder),
+        output_sha256=sha256,
+        checks=checks,
+        reason=refusal or reason if refused else reason,
+        forced=force and refusal is not None,
+    )
+    moved = (
+        [AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id)] if alias and not refused else []
+    )
+    registry.record(done, *moved)
+    if refused:
+        raise PromotionError(refusal or "")
+    return Promotion(
+        promotion_id=promotion_id,
+        adapter_id=adapter.adapter_id,
+        format=format,
+        recipe="full-precision",
+        output=folder,
+        output_sha256=sha256,
+        checks=checks,
+    )
+
+
+def _merge(
+    registry: Registry,
+    adapter: Adapter,
+    partial: Path,
+    base: str | None,
+    dataset: Any,
+    tolerance: float,
+    tell: OnProgress,
+) -> tuple[str, dict[str, Any], str | None]:
+    """Merge into `partial` and measure; returns the output's hash, the figures, and why it should not go out."""
+    model_base = base_of(registry, adapter, base)
+    config = search_settings(registry, adapter)
+    held_out = held_out_rows(registry, adapter, dataset, model_base)
+    assert adapter.artifact_path is not None  # verified by the caller
+    report = merge_adapter(
+        adapter=adapter.artifact_path,
+        base=model_base.path,
+        output=partial,
+        progress=lambda done, total: tell("merge", done, total),
+    )
+    # One model in memory at a time: the adapter on its quantized base first, then what was merged.
+    resident, model = load_with_adapter(registry, adapter, model_base, config)
+    trained = measure(
+        model, held_out, config, resident.compute_dtype, lambda done, total: tell("measure adapter", done, total)
+    ).loss
+    del resident, model
+    merged = _merged_loss(partial, held_out, config, lambda done, total: tell("measure merged", done, total))
+    checks = {
+        "base_content_root": adapter.base_content_root,
+        "modules_merged": report.modules_merged,
+        "tensors_copied": report.tensors_copied,
+        "dataset": {"source": held_out.source, "sha256": held_out.sha256, "rows": len(held_out.tokens)},
+        "adapter_loss": trained,
+        "merged_loss": merged,
+        "delta": merged - trained,
+        "tolerance": tolerance,
+    }
+    refusal = None
+    if not merged - trained <= tolerance:  # also true for NaN
+        refusal = (
+            f"the merged model's loss is {merged:.4f}, the adapter's {trained:.4f} nats a token: the difference "
+            f"{merged - trained:+.4f} is beyond the tolerance {tolerance}; keep the adapter on its 4-bit base "
+            "(--format adapter), or override with --force --reason"
+        )
+    return report.output_sha256, checks, refusal
+
+
+def _merged_loss(folder: Path, held_out: HeldOut, config: Any, on_batch: Callable[[int, int], None]) -> float:
+    from transformers import AutoModelForCausalLM
+
+    from rankloom.training.resident import compute_dtype_for, training_device
+
+    device = training_device()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", device_map={"": device}, local_files_only=True, trust_remote_code=False
+    )
+    dtype = compute_dtype_for(config.quantization.bnb_4bit_compute_dtype, device)
+    return measure(model, held_out, config, dtype, on_batch).loss
+
+
+def _export(registry: Registry, adapter: Adapter, partial: Path) -> str:
+    """Copy the PEFT folder without the registry's own manifest; returns the adapter's address."""
+    assert adapter.artifact_path is not None  # verified by the caller
+    shutil.copytree(adapter.artifact_path, partial, ignore=shutil.ignore_patterns("manifest.json"))
+    base = registry.base(adapter.base_content_root)
+    config = partial / "adapter_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = base.identity.partition("@")[0]
+    write_atomically(config, json.dumps(values, indent=2, sort_keys=True).encode())
+    return adapter.artifact_sha256
+
+
+def _write_manifest(
+    folder: Path, registry: Registry, adapter: Adapter, format: str, sha256: str, checks: dict[str, Any]
+) -> None:
+    base = registry.base(adapter.base_content_root)
+    manifest = {
+        "adapter_id": adapter.adapter_id,
+        "adapter_sha256": adapter.artifact_sha256,
+        "base": {"identity": base.identity, "content_root": base.content_root, "structure": base.structure},
+        "search": adapter.search_id,
+        "params": adapter.params,
+        "format": format,
+        "recipe": "full-precision",
+        "output_sha256": sha256,
+        "checks": checks,
+        "versions": {name: importlib.metadata.version(name) for name in ("rankloom", "torch", "transformers", "peft")},
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+
+
+@contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """Yield a name beside the output to build under; what is left of it at the end is removed."""
+    partial = folder.with_name(f".{folder.name}.promoting-{os.getpid()}")
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_base(registry: Registry, ref: str, path: str) -> dict[str, Any]:
+    """Say whether an adapter belongs to a base.
+
+    Returns:
+        adapter_id, path, belongs, and the content roots expected and found.
+
+    Raises:
+        RegistryError: There is no such adapter.
+        RankloomError: There is no base at that path.
+    """
+    from rankloom.models import resolve_base
+
+    adapter = registry.adapter(ref)
+    base = resolve_base(path)
+    found = fingerprint_base(base.path, identity=base.identity)
+    return {
+        "adapter_id": adapter.adapter_id,
+        "path": str(base.path),
+        "belongs": found.content_root == adapter.base_content_root,
+        "expected_content_root": adapter.base_content_root,
+        "content_root": found.content_root,
+    }

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rankloom_dashboard.charts.learning_curves import (
+    curve,
+    draw_compared_curves,
+    draw_learning_curves,
+    learning_curves_info,
+)
+from rankloom_dashboard.charts.search_history import draw_search_history, search_history_info
+from rankloom_registry import Registry, StepMetrics
+
+
+@pytest.fixture
+def search(made_once):
+    with Registry.open(made_once.path) as registry:
+        trials = registry.trials(made_once.search_id)
+        return trials, {trial.trial_id: registry.step_metrics(trial.trial_id) for trial in trials}
+
+
+def test_learning_curves_leave_out_trials_without_a_loss_and_end_with_the_best(search) -> None:
+    curves = learning_curves_info(*search)
+    assert [item.label for item in curves][-2:] == ["trial 0", "trial 5"]
+    assert [item.role for item in curves][-2:] == ["prior", "best"]
+    assert {item.label for item in curves if item.role == "stopped"} == {"trial 1", "trial 3", "trial 7"}
+    assert "trial 6" not in {item.label for item in curves}
+    assert curves[-1].steps == (15, 30, 45, 60)
+
+
+def test_a_curve_skips_steps_at_which_its_loss_was_not_measured() -> None:
+    points = [
+        StepMetrics(trial_id="t", step=1, train_loss=3.0),
+        StepMetrics(trial_id="t", step=2, train_loss=2.5, eval_loss=2.7),
+        StepMetrics(trial_id="t", step=3, train_loss=float("nan")),
+    ]
+    assert curve("a", points).losses == (2.7,)
+    assert curve("a", points, loss="train_loss").steps == (1, 2)
+
+
+def test_each_role_stands_in_the_legend_once(search) -> None:
+    figure = draw_learning_curves(learning_curves_info(*search))
+    named = [trace.name for trace in figure.data if trace.showlegend]
+    assert sorted(named) == ["best · trial 5", "completed", "prior · trial 0", "stopped early"]
+    stopped = [trace for trace in figure.data if trace.legendgroup == "stopped"]
+    best = figure.data[-1]
+    assert all(trace.line.width < best.line.width for trace in stopped)
+
+
+def test_a_curve_of_one_point_can_be_seen(search) -> None:
+    trials, metrics = search
+    figure = draw_learning_curves(learning_curves_info([trials[1]], metrics))
+    assert figure.data[0].mode == "lines+markers"
+
+
+def test_labels_reach_plotly_as_text() -> None:
+    points = [StepMetrics(trial_id="t", step=1, eval_loss=1.0)]
+    figure = draw_compared_curves([curve('<a href="http://evil.example">x</a>', points)])
+    assert "<" not in figure.data[0].name
+    assert "<" not in figure.data[0].text[0]
+
+
+def test_history_follows_the_best_so_far_and_the_gain(search) -> None:
+    info = search_history_info(search[0])
+    assert [point.number for point in info.points] == [0, 1, 2, 3, 4, 5, 7]
+    assert list(info.best_so_far) == sorted(info.best_so_far, reverse=True)
+    assert info.best_so_far[-1] == min(point.loss for point in info.points)
+    assert info.points[0].gain == 0
+    assert info.points[5].role == "best"
+    assert info.prior == info.points[0].loss
+
+
+def test_history_without_a_prior_has_no_gain_and_no_level(search) -> None:
+    info = search_history_info([replace(search[0][0], eval_loss=None), search[0][2]])
+    assert info.prior is None
+    assert info.points[0].gain is None
+    assert not draw_search_history(info).layout.shapes
