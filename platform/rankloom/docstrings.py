@@ -19,14 +19,14 @@ MIN_SUMMARY, MAX_SUMMARY, MAX_SIGNATURE = 20, 120, 160  # characters
 
 
 def write_docstring_rows(path: Path) -> int:
-    """Write the dataset as JSON lines of chat `prompt` and `completion`, and return the number of rows.
+    """Write the dataset as JSON lines of `prompt` and `completion`, and return the number of rows.
 
     The rows depend only on the Python release: files are read in sorted order and repeated answers are left out.
     """
     rows = [
         {
-            "prompt": [{"role": "user", "content": f"What does this Python function do?\n\n{signature}"}],
-            "completion": [{"role": "assistant", "content": summary}],
+            "prompt": f"Python function: {signature}\nSummary:",
+            "completion": f" {summary}",
         }
         for signature, summary in documented_functions(Path(sysconfig.get_paths()["stdlib"]))
     ]

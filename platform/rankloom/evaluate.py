@@ -51,6 +51,7 @@ class AdapterEvaluation:
         eval_loss: Adapter on its quantized base, nats a token.
         base_loss: The quantized base alone, nats a token; None when it was not asked for.
         tokens: Tokens with loss.
+        samples: For some rows: prompt, expected, and what base and adapter generate greedily.
     """
 
     adapter_id: str
@@ -58,6 +59,7 @@ class AdapterEvaluation:
     eval_loss: float
     base_loss: float | None
     tokens: int
+    samples: tuple[dict[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as JSON-ready values."""
@@ -69,6 +71,7 @@ class AdapterEvaluation:
             "base_loss": self.base_loss,
             "gain_over_base": gain,
             "tokens": self.tokens,
+            "samples": list(self.samples),
         }
 
 
@@ -184,6 +187,7 @@ def evaluate_adapter(
     dataset: Any = None,
     base: str | None = None,
     base_too: bool = False,
+    samples: int = 0,
     on_batch: OnBatch | None = None,
 ) -> AdapterEvaluation:
     """Measure an adapter on its base and record it.
@@ -194,6 +198,7 @@ def evaluate_adapter(
         dataset: Rows as a search takes them; by default the held-out split of its search.
         base: Where the base is now, if it moved.
         base_too: Whether to measure the base alone as well.
+        samples: How many of the first rows to generate for; rows with a prompt only.
         on_batch: Called with (what is measured, rows done, rows in all).
 
     Returns:
@@ -224,6 +229,9 @@ def evaluate_adapter(
         eval_loss=tuned.loss,
         base_loss=base_loss,
         tokens=sum(tuned.row_tokens),
+        samples=tuple(
+            sample_completions(model, resident, [row for row in held_out.rows if "prompt" in row][:samples])
+        ),
     )
     metrics = {"eval_loss": result.eval_loss, "tokens": result.tokens}
     if base_loss is not None:

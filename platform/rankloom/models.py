@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -123,9 +125,11 @@ def dequantized(gguf: Path) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source
-        )
+        # Its progress bar is transformers' own and cannot be switched off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source
+            )
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(partial)
         for file in partial.iterdir():

@@ -55,9 +55,9 @@ def quickstart_search(folder: Path, *, num_samples: int = 8, name: str = SEARCH)
         name=name,
         training={
             "max_steps": 24,
-            "eval_steps": 6,
+            "eval_steps": 8,
             "per_device_train_batch_size": 4,
-            "max_length": 128,
+            "max_length": 96,
             "max_eval_samples": 64,
         },
     )

@@ -212,17 +212,16 @@ class Search:
             KeyboardInterrupt: Ctrl-C; finished trials are recorded, `Search.resume(name)` goes on.
         """
         watch = watch or Silence()
-        with Registry.open(self.config.registry.expanduser(), create=True) as registry:
-            run = self._run
-            job = self._resumed(run, registry, watch) if run is not None else self._new(registry, watch)
-            return self._follow(job, registry, watch, verbose=verbose)
+        run = self._run
+        registry, job = self._new(watch) if run is None else self._resumed(run, watch)
+        return self._follow(job, registry, watch, verbose=verbose)
 
     def _name(self) -> str:
         model = Path(self.config.model_name_or_path).stem[:40]
         name = self.config.name or f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
         return "".join(char if char.isalnum() or char in "._-" else "-" for char in name).lstrip("._-")
 
-    def _new(self, registry: Registry, watch: Watcher) -> Job:
+    def _new(self, watch: Watcher) -> tuple[Registry, Job]:
         name = self._name()
         folder = self.config.storage / name
         if (folder / RECORD).exists():
@@ -231,6 +230,8 @@ class Search:
             )
         with _made(folder):
             prepared = _prepare(self.config, folder, watch)
+            # Only now, so that a search that is refused leaves no registry behind.
+            registry = Registry.open(self.config.registry.expanduser(), create=True)
             search_id = secrets.token_hex(6)
             run = Run(
                 folder=folder,
@@ -255,11 +256,12 @@ class Search:
                 ),
             )
             run.save()
-        return prepared.job(run, self.config)
+        return registry, prepared.job(run, self.config)
 
-    def _resumed(self, run: Run, registry: Registry, watch: Watcher) -> Job:
+    def _resumed(self, run: Run, watch: Watcher) -> tuple[Registry, Job]:
         from rankloom.cluster.lane import read_event_logs
 
+        registry = Registry.open(self.config.registry.expanduser())
         watch.say(f"resuming {run.name}")
         registry.record(SearchResumed(search_id=run.search_id))
         # What the lanes logged before the interruption but nobody recorded; what is recorded already is ignored.
@@ -271,13 +273,14 @@ class Search:
                 "put the old weights back, or start a new search"
             )
         known = registry.trials(run.search_id)
-        return prepared.job(
+        job = prepared.job(
             run,
             self.config,
             resume=True,
             numbers={trial.trial_id: trial.number for trial in known},
             finished=[_end_of(trial) for trial in known if trial.status in ENDED],
         )
+        return registry, job
 
     def _follow(self, job: Job, registry: Registry, watch: Watcher, *, verbose: bool) -> SearchResult:
         from dataclasses import replace
@@ -456,9 +459,13 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         # A folder without a record is what is left of a run that never began.
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir()
     except OSError as error:
-        raise SearchError(f"cannot make the run folder {folder}: {error.strerror}; give a storage_path") from error
+        raise SearchError(
+            f"cannot make the run folder {folder}: {error.strerror}; give a registry (or a storage_path) in a folder "
+            "that exists and can be written"
+        ) from error
     try:
         yield
     except BaseException:

@@ -85,14 +85,7 @@ def quickstart(
     verbose: VerboseOption = False,
 ) -> None:
     """Search adapters of a real small model on real text, offline, on this machine."""
-    from rankloom.evaluate import (
-        base_of,
-        evaluate_adapter,
-        held_out_rows,
-        load_with_adapter,
-        sample_completions,
-        search_settings,
-    )
+    from rankloom.evaluate import evaluate_adapter
     from rankloom.quickstart import quickstart_search
 
     started = time.monotonic()
@@ -102,20 +95,15 @@ def quickstart(
     result = _run(made, verbose=verbose, as_json=False, hint=False)
     if result.best is None or result.best.adapter_id is None:
         raise typer.Exit(1)
-    registry = open_registry(result.registry)
     say("measuring the base beside the best adapter on the held-out rows")
-    measured = evaluate_adapter(registry, result.best.adapter_id, base_too=True)
+    measured = evaluate_adapter(open_registry(result.registry), result.best.adapter_id, base_too=True, samples=3)
     show_table(
         ("held-out loss, nats a token", ""),
         [("base, 4-bit", measured.base_loss), ("best adapter", measured.eval_loss)],
     )
-    adapter = registry.adapter(result.best.adapter_id)
-    base = base_of(registry, adapter)
-    resident, model = load_with_adapter(registry, adapter, base, search_settings(registry, adapter))
-    rows = held_out_rows(registry, adapter, None, base).rows[:3]
-    for sample in sample_completions(model, resident, rows):
+    for sample in measured.samples:
         output().print()
-        show_pairs([(key, value) for key, value in sample.items()])
+        show_pairs(list(sample.items()))
     _show_next(result)
     say(f"done in {time.monotonic() - started:.0f} s", style="dim")
 

@@ -22,6 +22,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is handled h
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
+import optuna
 import ray
 from rankloom_registry import Event, TrialEnded
 from ray import tune
@@ -100,6 +101,8 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
         KeyboardInterrupt: Ctrl-C; what was recorded stays, and the search can be resumed.
     """
     _STOP.clear()
+    if not job.verbose:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
     with connected(verbose=job.verbose) as local:
         lanes = lane_configs(job, local=local)
         broker = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(dict(job.numbers), list(job.finished))
