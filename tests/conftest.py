@@ -13,7 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("RANKLOOM_REGISTRY", None)
 
-WORDS = "the a girl boy doctor chemist teachers has have not loved learned visits farm flowers piano theory plays".split()
+WHO = ["girl", "boy", "doctor", "chemist", "teachers"]
+WHAT = ["farm", "flowers", "piano", "theory", "plays"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -29,8 +30,13 @@ def sentences(count: int) -> list[dict[str, str]]:
     """Rows of a task that can be learned: a sentence, and the same sentence negated."""
     rows = []
     for number in range(count):
-        who, what = WORDS[2 + number % 5], WORDS[12 + number % 5]
-        rows.append({"prompt": f"negate : the {who} has loved {what} =", "completion": f" the {who} has not loved {what}"})
+        loved = WHO[number % len(WHO)], WHAT[number // len(WHO) % len(WHAT)]
+        rows.append(
+            {
+                "prompt": "negate : the {} has loved {} =".format(*loved),
+                "completion": " the {} has not loved {}".format(*loved),
+            }
+        )
     return rows
 
 
@@ -46,7 +52,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = Tokenizer(models.BPE(unk_token=None))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.train_from_iterator(
-        [row["prompt"] + row["completion"] for row in sentences(50)] + WORDS,
+        [row["prompt"] + row["completion"] for row in sentences(50)] + WHO + WHAT,
         trainers.BpeTrainer(
             vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         ),

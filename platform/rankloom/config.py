@@ -94,8 +94,8 @@ class SearchConfig(_Model):
     name: str | None = Field(None, description="Name of the search and of its run folder.")
     storage_path: Path | None = Field(None, description="Folder of run folders; '<registry>.runs' if unset.")
     keep_top: int = Field(3, ge=1, description="Best adapters that keep their files in the registry.")
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
-    quantization: QuantizationConfig = Field(default_factory=QuantizationConfig)
+    training: TrainingConfig = TrainingConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -160,8 +160,8 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
 def _explain(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        model = {"training": TrainingConfig, "quantization": QuantizationConfig}.get(str(error["loc"][0]), SearchConfig)
-        known = list(model.model_fields)
+        models: dict[str, type[BaseModel]] = {"training": TrainingConfig, "quantization": QuantizationConfig}
+        known = list(models.get(str(error["loc"][0]), SearchConfig).model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return f"{place!r} is not a known setting; {hint}"

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankloom_registry import Adapter, Evaluated, Registry, fingerprint_base
-
 from rankloom.config import SearchConfig, parse_config
 from rankloom.data import canonical_rows, load_rows, rows_hash, str_source, tokenise
 from rankloom.errors import DataError, PromotionError
 from rankloom.models import BaseModel, resolve_base
+from rankloom_registry import Adapter, Evaluated, Registry, fingerprint_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -229,9 +228,7 @@ def evaluate_adapter(
         eval_loss=tuned.loss,
         base_loss=base_loss,
         tokens=sum(tuned.row_tokens),
-        samples=tuple(
-            sample_completions(model, resident, [row for row in held_out.rows if "prompt" in row][:samples])
-        ),
+        samples=tuple(sample_completions(model, resident, [row for row in held_out.rows if "prompt" in row][:samples])),
     )
     metrics = {"eval_loss": result.eval_loss, "tokens": result.tokens}
     if base_loss is not None:
@@ -283,7 +280,9 @@ def _generate(model: PeftModel, resident: ResidentBase, prompt: Any, max_new_tok
     if isinstance(prompt, str):
         inputs = tokenizer(prompt, return_tensors="pt")
     else:
-        inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        inputs = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in inputs.items() if name in ("input_ids", "attention_mask")}
     with evaluating(model), torch.no_grad(), autocast(device, resident.compute_dtype):

@@ -10,40 +10,29 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from rankloom.errors import MergeError
 from rankloom.files import sync_folder
+from rankloom.lora_update import DTYPES, LoraUpdate, open_weights, plan_updates, read_lora
 from rankloom_registry.checkpoint import INDEX, Checkpoint, open_checkpoint
 from rankloom_registry.errors import FingerprintError
-from rankloom_registry.safetensors import SafetensorsHeader, TensorSpan, raw_blocks
-
-T = TypeVar("T")
+from rankloom_registry.safetensors import SafetensorsHeader, raw_blocks
 
 # Blocks this small stay in the processor's cache through cast, add, check and hash.
 _BLOCK_BYTES = 2 << 20
 # A matrix product gives the same bits block by block as at once only if blocks end where the BLAS kernel's tiles do.
 _TILE_ROWS = 64
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_HEADS = frozenset({"lm_head", "embed_out"})
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
-# Fields of an adapter_config.json that say where and how it was trained; its tensors tell which weights it changes.
-_INERT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
-_INERT |= {"exclude_modules", "layers_pattern", "layers_to_transform", "lora_dropout", "target_modules"}
-_INERT |= {"corda_config", "eva_config", "loftq_config", "lora_ga_config"}
-_INERT |= {"megatron_core", "qalora_group_size", "runtime_config"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +83,8 @@ def merge_adapter(
         raise MergeError(f"the output must be a new or empty folder, got {output}; name another, or remove it first")
     checkpoint = _open_base(base)
     companions = _companions(checkpoint)
-    with _open_weights(adapter / "adapter_model.safetensors") as weights:
-        updates = _plan_updates(weights, _read_lora(adapter / "adapter_config.json"), checkpoint)
+    with open_weights(adapter / "adapter_model.safetensors") as weights:
+        updates = plan_updates(weights, read_lora(adapter / "adapter_config.json"), checkpoint)
         total = sum(path.stat().st_size for path in [*checkpoint.files, *companions])
         _check_disk(output, total)
         written = 0
@@ -121,74 +110,6 @@ def merge_adapter(
         output_sha256=hashlib.sha256(listing.encode()).hexdigest(),
         seconds=time.perf_counter() - started,
     )
-
-
-class _Lora(BaseModel):
-    """The fields of `adapter_config.json` that decide what is added; every other one is inert or refused."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    peft_type: Literal["LORA"]
-    r: PositiveInt
-    lora_alpha: FiniteFloat
-    use_rslora: bool = False
-    # PEFT saves what it found in the model, whatever the user asked for: True for GPT-2's Conv1D.
-    fan_in_fan_out: bool = False
-    rank_pattern: dict[re.Pattern[str], PositiveInt] | None = None
-    alpha_pattern: dict[re.Pattern[str], FiniteFloat] | None = None
-    bias: Literal["none"] = "none"
-    # The other initializations (pissa, olora, corda, loftq, lora_ga) also change the base that the adapter belongs to.
-    init_lora_weights: Literal[True, False, "gaussian", "orthogonal", "eva"] | None = True
-
-    def rank(self, module: str) -> int:
-        return _pattern_value(self.rank_pattern, module, self.r)
-
-    def scale(self, module: str) -> float:
-        alpha, rank = _pattern_value(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-
-def _pattern_value(patterns: Mapping[re.Pattern[str], T] | None, module: str, default: T) -> T:
-    # The rule of `peft.utils.other.get_pattern_key`: the first key that matches whole parts at the name's end.
-    matches = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key.pattern})$", module))
-    return next(matches, default)
-
-
-@dataclass(frozen=True, slots=True)
-class _Update:
-    """What one base weight receives: scale · B·A, transposed where the base stores (in, out)."""
-
-    lora_a: str
-    lora_b: str
-    rank: int
-    scale: float
-    transposed: bool
-
-
-def _read_lora(path: Path) -> _Lora:
-    try:
-        lora = _Lora.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MergeError(f"an adapter must have {path.name}: {error}; give the folder that PEFT saved") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise MergeError(_not_plain(path, ".".join(map(str, first["loc"])), first["input"])) from error
-    for name, value in (lora.model_extra or {}).items():
-        if value and name not in _INERT:
-            raise MergeError(_not_plain(path, name, value))
-    return lora
-
-
-def _not_plain(path: Path, name: str, value: object) -> str:
-    found = f"{path} has {name}={value!r}"
-    return f"only plain LoRA and rsLoRA can be merged, but {found}; keep it as an adapter, or merge it with PEFT"
-
-
-def _open_weights(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise MergeError(f"{path} must be a whole safetensors file: {error}; save the adapter again") from error
 
 
 def _open_base(base: Path) -> Checkpoint:
@@ -217,61 +138,6 @@ def _companions(checkpoint: Checkpoint) -> list[Path]:
         for path in {path for pattern in _COMPANIONS for path in checkpoint.folder.glob(pattern) if path.is_file()}
         if not path.name.startswith((".", "adapter_")) and (path.name == used or not path.name.endswith(".index.json"))
     )
-
-
-def _plan_updates(weights: Any, lora: _Lora, checkpoint: Checkpoint) -> dict[str, _Update]:
-    """Find the base weight of each adapter tensor, and check shapes and values."""
-    names = set(weights.keys())
-    tensors = checkpoint.tensors
-    updates: dict[str, _Update] = {}
-    for name in sorted(names):
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-        if match is None:
-            raise MergeError(_not_plain(Path("its weights file"), "tensor", name))
-        module, half = match.groups()
-        other = f"base_model.model.{module}.lora_{'B' if half == 'A' else 'A'}.weight"
-        if other not in names:
-            raise MergeError(f"lora_A and lora_B must come in pairs, but {other} is missing; save the adapter again")
-        if not weights.get_tensor(name).isfinite().all():
-            raise MergeError(f"adapter weights must be finite, but {name} holds NaN or Inf; promote another adapter")
-        if half == "A":
-            target = _find_target(module, tensors, checkpoint.config)
-            if target in updates:
-                raise MergeError(
-                    f"a weight takes one update, but two modules of the adapter target {target}; merge one"
-                )
-            updates[target] = _Update(name, other, lora.rank(module), lora.scale(module), lora.fan_in_fan_out)
-            _check_fit(weights, updates[target], target, tensors[target])
-    if not updates:
-        raise MergeError("the adapter must hold at least one lora_A and lora_B, got none; save it again")
-    return updates
-
-
-def _find_target(module: str, tensors: Mapping[str, TensorSpan], config: Mapping[str, Any]) -> str:
-    tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
-    # Absent counts as tied: older files leave out what is the default, and GPT-2's default is tied.
-    if module.rpartition(".")[2] in _HEADS and tied is not False:
-        raise MergeError(
-            f"an output head may be merged only where config.json says tie_word_embeddings=false, got {tied!r}: "
-            f"merging {module} would change the input embeddings too; keep it as an adapter"
-        )
-    # A checkpoint of the inner model (GPT-2's `h.0…`) lacks the first part of the module's name.
-    for name in (f"{module}.weight", f"{module.partition('.')[2]}.weight"):
-        if name in tensors:
-            return name
-    raise MergeError(f"the base must have each module of the adapter, but not {module}.weight; give the adapter's base")
-
-
-def _check_fit(weights: Any, update: _Update, name: str, target: TensorSpan) -> None:
-    if target.dtype not in _DTYPES:
-        raise MergeError(f"a merged weight must be F32, F16 or BF16, but {name} is {target.dtype}; give another base")
-    shape = target.shape[::-1] if update.transposed else target.shape
-    a, b = (tuple(weights.get_slice(half).get_shape()) for half in (update.lora_a, update.lora_b))
-    if len(shape) != 2 or a != (update.rank, shape[1]) or b != (shape[0], update.rank):
-        raise MergeError(
-            f"lora_A must be (r, in) and lora_B (out, r), but {name} is {target.shape}, r={update.rank}, lora_A {a}, "
-            f"lora_B {b}, fan_in_fan_out={update.transposed}; give the base that the adapter was trained on"
-        )
 
 
 def _check_disk(output: Path, needed: int) -> None:
@@ -324,20 +190,20 @@ def _write(path: Path, blocks: Iterable[bytes | memoryview], count: Callable[[in
 
 
 def _merged_file(
-    path: Path, header: SafetensorsHeader, updates: Mapping[str, _Update], weights: Any
+    path: Path, header: SafetensorsHeader, updates: Mapping[str, LoraUpdate], weights: Any
 ) -> Iterator[bytes | memoryview]:
     with path.open("rb") as file:
         yield file.read(header.data_start)
     for name, span in header.tensors.items():
         if name in updates:
             raw = np.memmap(path, np.uint8, "c", header.data_start + span.start, (span.end - span.start,))
-            weight = torch.from_numpy(raw).view(_DTYPES[span.dtype]).view(span.shape)
+            weight = torch.from_numpy(raw).view(DTYPES[span.dtype]).view(span.shape)
             yield from _merged_rows(name, weight, updates[name], weights)
         else:
             yield from (block.data for block in raw_blocks(path, header, name))
 
 
-def _merged_rows(name: str, weight: torch.Tensor, update: _Update, weights: Any) -> Iterator[bytes | memoryview]:
+def _merged_rows(name: str, weight: torch.Tensor, update: LoraUpdate, weights: Any) -> Iterator[bytes | memoryview]:
     a, b = (weights.get_tensor(half).float() for half in (update.lora_a, update.lora_b))
     rows = _BLOCK_BYTES // (weight.shape[1] * weight.itemsize)
     step = max(_TILE_ROWS, rows - rows % _TILE_ROWS)

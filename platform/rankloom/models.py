@@ -132,8 +132,8 @@ def dequantized(gguf: Path) -> Path:
             )
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(partial)
-        for file in partial.iterdir():
-            with file.open("rb") as handle:
+        for written in partial.iterdir():
+            with written.open("rb") as handle:
                 os.fsync(handle.fileno())
         partial.rename(target)
     finally:

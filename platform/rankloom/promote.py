@@ -13,12 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, fingerprint_base, validate_name
-
 from rankloom.errors import PromotionError
-from rankloom.evaluate import HeldOut, base_of, held_out_rows, load_with_adapter, measure, output_folder, search_settings
+from rankloom.evaluate import (
+    HeldOut,
+    base_of,
+    held_out_rows,
+    load_with_adapter,
+    measure,
+    output_folder,
+    search_settings,
+)
 from rankloom.files import sync_folder, write_atomically
 from rankloom.merge import merge_adapter
+from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, fingerprint_base, validate_name
 
 Format = Literal["safetensors", "adapter"]
 MANIFEST = "rankloom.json"
@@ -100,8 +107,11 @@ def promote(
     tell = on_progress or (lambda stage, done, total: None)
     promotion_id = secrets.token_hex(6)
     with _partial(folder) as partial:
+        sha256: str
+        checks: dict[str, Any] = {}
+        refusal: str | None = None
         if format == "adapter":
-            sha256, checks, refusal = _export(registry, adapter, partial), {}, None
+            sha256 = _export(registry, adapter, partial)
         else:
             sha256, checks, refusal = _merge(registry, adapter, partial, base, dataset, tolerance, tell)
         refused = refusal is not None and not force
@@ -124,9 +134,7 @@ def promote(
         reason=refusal or reason if refused else reason,
         forced=force and refusal is not None,
     )
-    moved = (
-        [AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id)] if alias and not refused else []
-    )
+    moved = [AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id)] if alias and not refused else []
     registry.record(done, *moved)
     if refused:
         raise PromotionError(refusal or "")

@@ -49,7 +49,7 @@ def quickstart_search(folder: Path, *, num_samples: int = 8, name: str = SEARCH)
     return Search(
         str(model),
         str(dataset),
-        space="lora",
+        space="lora-small",
         num_samples=num_samples,
         registry=folder / "registry.duckdb",
         name=name,

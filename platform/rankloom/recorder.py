@@ -33,8 +33,8 @@ class Recorder:
         self._folder = adapters
         self._keep_top = keep_top
         self._params = {trial.trial_id: trial.params for trial in registry.trials(search_id)}
-        self._best = sorted(
-            (adapter.eval_loss, adapter.adapter_id, adapter.artifact_sha256)
+        self._best: list[tuple[float, str, str]] = sorted(
+            (float(adapter.eval_loss or 0.0), adapter.adapter_id, adapter.artifact_sha256)
             for adapter in registry.adapters(where=f"search_id = '{search_id}' and status = 'available'")
         )
 

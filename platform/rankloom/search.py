@@ -14,6 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from rankloom.config import SearchConfig, TrainingConfig, load_config, parse_config
+from rankloom.data import DataSummary, prepare_data
+from rankloom.errors import ConfigError, SearchError
+from rankloom.models import BaseModel, leaf_modules, load_model_config, load_tokenizer, resolve_base
+from rankloom.recorder import Recorder
+from rankloom.result import METRICS, SearchResult, read_result
+from rankloom.runs import RECORD, Run, open_run, plain_config
 from rankloom_registry import (
     BaseFingerprint,
     BaseSeen,
@@ -27,14 +34,6 @@ from rankloom_registry import (
     fingerprint_base,
 )
 from rankloom_spaces import SearchSpace, load_space, resolve_target_modules
-
-from rankloom.config import SearchConfig, TrainingConfig, load_config, parse_config
-from rankloom.data import DataSummary, prepare_data
-from rankloom.errors import ConfigError, SearchError
-from rankloom.models import BaseModel, leaf_modules, load_model_config, load_tokenizer, resolve_base
-from rankloom.recorder import Recorder
-from rankloom.result import METRICS, SearchResult, read_result
-from rankloom.runs import RECORD, Run, open_run, plain_config
 
 if TYPE_CHECKING:
     from rankloom.cluster.broker import LaneState, Progress
@@ -207,7 +206,8 @@ class Search:
             The result; every trial in it is in the registry.
 
         Raises:
-            RankloomError: A setting, the base or the dataset breaks a rule (nothing is kept then), or no lane could run.
+            RankloomError: A setting, the base or the dataset breaks a rule (nothing is kept then), or no lane could
+                run.
             RegistryError: The registry cannot be written.
             KeyboardInterrupt: Ctrl-C; finished trials are recorded, `Search.resume(name)` goes on.
         """

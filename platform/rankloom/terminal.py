@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from rankloom.config import SearchConfig, TrainingConfig
 from rankloom.search import rungs
+from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 if TYPE_CHECKING:
     from rankloom.cluster.broker import LaneState, Progress
@@ -78,7 +78,7 @@ class Board:
 
     def headline(self) -> str:
         """Return the state of the search in one line."""
-        counts = {status: 0 for status in ("completed", "stopped", "failed", "running")}
+        counts = dict.fromkeys(("completed", "stopped", "failed", "running"), 0)
         for row in self.trials.values():
             counts[row.status] = counts.get(row.status, 0) + 1
         parts = [f"{count} {LABELS.get(status, status)}" for status, count in counts.items() if count]

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 
 from rankloom import merge
 from rankloom.errors import MergeError
+from rankloom.lora_update import Lora
 from rankloom.merge import merge_adapter
 
 SIZES = {
@@ -208,7 +209,7 @@ def test_pattern_rule_is_that_of_peft() -> None:
         {"^layers.*": 1},
         {".*v_proj|.*q_proj": 1, "q_proj": 2},
     ):
-        lora = merge._Lora.model_validate({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": patterns})
+        lora = Lora.model_validate({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": patterns})
         assert lora.rank(module) == patterns.get(get_pattern_key(list(patterns), module), 4)
 
 

@@ -31,9 +31,8 @@ def register(app: typer.Typer) -> None:
 @base.command("fingerprint")
 def fingerprint(path: PathArgument, as_json: JsonOption = False) -> None:
     """Say what a base is: hashes of its weights, structure, tokenizer and chat template."""
-    from rankloom_registry import fingerprint_base
-
     from rankloom.models import resolve_base
+    from rankloom_registry import fingerprint_base
 
     found = resolve_base(path)
     with progress_bars() as advance:

@@ -7,15 +7,16 @@ import sys
 import traceback
 
 import typer
-from rankloom_registry import RegistryError
-from rankloom_spaces import SpaceError
 from typer.exceptions import TyperException
 
 from rankloom.cli import adapters, base, machine, models, searches
 from rankloom.cli.output import errors
 from rankloom.errors import RankloomError
+from rankloom_registry import RegistryError
+from rankloom_spaces import SpaceError
 
 DEBUG = "--debug"
+USAGE = 2
 
 app = typer.Typer(
     name="rankloom",
@@ -47,7 +48,10 @@ def main() -> None:
     try:
         code = app(args=arguments, prog_name="rankloom", standalone_mode=False)
     except TyperException as error:
-        error.show(file=sys.stderr)
+        context = getattr(error, "ctx", None)
+        if context is not None and error.exit_code == USAGE:
+            print(context.get_usage(), file=sys.stderr)
+        print(f"error: {error.format_message()}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         errors().print("interrupted", style="yellow")

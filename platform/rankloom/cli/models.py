@@ -117,5 +117,8 @@ def promote(
     if format is Format.safetensors:
         output().print("\nload it with plain transformers:", style="bold")
         output().print(
-            f"  AutoModelForCausalLM.from_pretrained({str(made.output)!r})", markup=False, highlight=False, soft_wrap=True
+            f"  AutoModelForCausalLM.from_pretrained({str(made.output)!r})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )

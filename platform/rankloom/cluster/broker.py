@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
-
 from rankloom.training.exchange import TrialSpec
+from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 MAX_ATTEMPTS = 3
 
@@ -240,9 +239,7 @@ class Broker:
             self._queue.appendleft(spec.trial_id)
 
     def _finish_in_broker(self, flight: _Flight, status: str, message: str) -> None:
-        event = TrialEnded(
-            trial_id=flight.spec.trial_id, status=status, message=message, attempt=flight.spec.attempt
-        )
+        event = TrialEnded(trial_id=flight.spec.trial_id, status=status, message=message, attempt=flight.spec.attempt)
         self._events.append(event)
         self._end(event)
 

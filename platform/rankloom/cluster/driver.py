@@ -24,7 +24,6 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 
 import optuna
 import ray
-from rankloom_registry import Event, TrialEnded
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
@@ -35,6 +34,7 @@ from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
 from rankloom.config import QuantizationConfig, SearchConfig, TrainingConfig
 from rankloom.errors import ConfigError, SearchError
 from rankloom.runs import Run
+from rankloom_registry import Event, TrialEnded
 
 REDUCTION_FACTOR = 3
 DRAIN_S = 600.0
@@ -78,7 +78,7 @@ Watch = Callable[[Sequence[Event], Sequence[LaneState], Sequence[Progress]], Non
 _STOP = threading.Event()  # one search a process; a module's own, because Tune pickles the stopper
 
 
-class _StopFlag(tune.Stopper):  # type: ignore[misc]
+class _StopFlag(tune.Stopper):
     """Ends Tune's loop when the follower or Ctrl-C says so."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -105,7 +105,7 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
         optuna.logging.set_verbosity(optuna.logging.WARNING)
     with connected(verbose=job.verbose) as local:
         lanes = lane_configs(job, local=local)
-        broker = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(dict(job.numbers), list(job.finished))
+        broker: Any = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(dict(job.numbers), list(job.finished))
         refs = [run_lane.remote(lane, broker) for lane in lanes]
         follower = _Follower(broker, record, watch)
         follower.start()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import ray
-from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -17,9 +16,18 @@ from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.errors import RankloomError
 from rankloom.hush import hush
 from rankloom.training.exchange import Outcome, TrialSpec
+from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 MAX_RESTARTS = 5
-DISTRIBUTED_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+DISTRIBUTED_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +162,7 @@ class BrokerExchange:
         """Tell how the trial ended; its last evaluation is a report as well."""
         events: list[Event] = []
         if outcome.metrics and outcome.status == "completed":
-            events.append(
-                TrialReported(trial_id=spec.trial_id, step=outcome.metrics["steps"], metrics=outcome.metrics)
-            )
+            events.append(TrialReported(trial_id=spec.trial_id, step=outcome.metrics["steps"], metrics=outcome.metrics))
         end = TrialEnded(
             trial_id=spec.trial_id,
             status=outcome.status,

@@ -10,12 +10,16 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 
-class OptunaSearcher(OptunaSearch):  # type: ignore[misc]
+class OptunaSearcher(OptunaSearch):
     """Tells stopped trials as PRUNED with their last value, and failed ones as FAIL.
 
     `OptunaSearch` tells a trial that a scheduler stopped as COMPLETE with its low-budget value, and leaves one with a
     NaN metric running for ever.
     """
+
+    # Both are set by the time Tune calls back; OptunaSearch annotates neither.
+    _metric: str
+    _ot_study: optuna.Study  # type: ignore[assignment]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report an intermediate value under its training step."""

@@ -13,10 +13,10 @@ from rankloom.errors import SearchError
 CPU_SHARE = 0.01
 
 
-class LaneTrial(tune.Trainable):  # type: ignore[misc]
+class LaneTrial(tune.Trainable):
     """A trial that trains elsewhere; `reuse_actors` hands the actor from trial to trial in 0.02 s."""
 
-    def setup(
+    def setup(  # type: ignore[override]  # tune.with_parameters passes the rest
         self,
         config: dict[str, Any],
         broker: Any,

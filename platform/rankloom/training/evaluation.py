@@ -67,9 +67,7 @@ def evaluate_loss(
             # Row by row in fp32: the whole batch's logits in fp32 would be the largest tensor of the evaluation.
             for position, index in enumerate(batch):
                 targets = labels[position, 1:]
-                total = cross_entropy(
-                    logits[position, :-1].float(), targets, ignore_index=IGNORED, reduction="sum"
-                )
+                total = cross_entropy(logits[position, :-1].float(), targets, ignore_index=IGNORED, reduction="sum")
                 nll[index], tokens[index] = float(total), int((targets != IGNORED).sum())
             done += len(batch)
             if on_batch is not None:

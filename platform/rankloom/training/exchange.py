@@ -80,7 +80,7 @@ class LocalExchange:
     def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> bool:
         """Keep the report."""
         self.reports[spec.trial_id].append(metrics)
-        return metrics["steps"] < self._stop.get(spec.trial_id, metrics["steps"] + 1)
+        return bool(metrics["steps"] < self._stop.get(spec.trial_id, metrics["steps"] + 1))
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Keep the outcome."""

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from rankloom_spaces import SpaceError, resolve_target_modules
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from rankloom.config import TrainingConfig
 from rankloom.errors import RankloomError, TrainingError
 from rankloom.training.evaluation import evaluate_loss
 from rankloom.training.exchange import Exchange, Outcome, TrialSpec
 from rankloom.training.resident import ResidentBase, uses_gradient_checkpointing
+from rankloom_spaces import SpaceError, resolve_target_modules
 
 
 class TrlEngine:
@@ -93,7 +94,7 @@ class TrlEngine:
                 trainer.add_callback(watch)
                 trainer.train()
             folder = self.adapters / spec.trial_id
-            model.save_pretrained(folder, safe_serialization=True)
+            model.save_pretrained(str(folder), safe_serialization=True)
         return Outcome(
             status="stopped" if watch.stopped else "completed",
             metrics={**watch.metrics, "wall_s": time.monotonic() - started},
@@ -101,7 +102,7 @@ class TrlEngine:
         )
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Evaluates, reports and stops a trial from inside the trainer's loop."""
 
     def __init__(
