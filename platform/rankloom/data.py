@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -188,10 +189,12 @@ def _load_file(path: Path) -> Dataset:
         raise DataError(f"{path} is empty: give a dataset with at least 2 rows")
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(builder, data_files=str(path), split="train")
+        rows = datasets.load_dataset(builder, data_files=glob.escape(str(path)), split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
-        raise DataError(f"{path} is not readable as {path.suffix[1:]}: {' '.join(str(cause).split())[:300]}") from error
+        raise DataError(
+            f"{path} holds no rows, or is not {path.suffix[1:]}: {' '.join(str(cause).split())[:300]}; mend the file"
+        ) from error
     return _not_empty(rows, str(path))
 
 
@@ -219,10 +222,10 @@ def canonical_rows(rows: Dataset, source: str) -> tuple[Dataset, str]:
             "rename 'chosen' to 'completion' to train on the chosen answers"
         )
     if "conversations" in columns:
-        converted = _convert(rows, lambda row: {"messages": [_sharegpt(turn) for turn in row["conversations"]]})
-        return _checked(converted, source), "messages"
+        return _checked(_convert(rows, _sharegpt, source), source), "messages"
     if {"instruction", "output"} <= columns:
-        return _checked(_convert(rows, _alpaca), source), "prompt-completion"
+        _checked(rows.select_columns(["instruction", "output"]), source)
+        return _convert(rows, _alpaca, source), "prompt-completion"
     if "text" in columns:
         return _checked(rows.select_columns(["text"]), source), "text"
     wanted = {"prompt": "completion", "completion": "prompt", "instruction": "output", "output": "instruction"}
@@ -231,18 +234,24 @@ def canonical_rows(rows: Dataset, source: str) -> tuple[Dataset, str]:
     raise DataError(f"{source} {lacks}; found: {', '.join(sorted(columns))}; use {TYPES}")
 
 
-def _convert(rows: Dataset, function: Callable[[dict[str, Any]], dict[str, Any]]) -> Dataset:
-    return rows.map(function, remove_columns=rows.column_names, load_from_cache_file=False)
+def _convert(rows: Dataset, function: Callable[[dict[str, Any], str], dict[str, Any]], source: str) -> Dataset:
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return function(row, f"{source}, row {number}")
+
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, load_from_cache_file=False)
 
 
-def _sharegpt(turn: Mapping[str, str]) -> dict[str, str]:
-    role = ROLES.get(turn.get("from", ""))
-    if role is None or "value" not in turn:
-        raise DataError(f"a ShareGPT turn needs 'from' (one of {', '.join(ROLES)}) and 'value', got {dict(turn)!r}")
-    return {"role": role, "content": turn["value"]}
+def _sharegpt(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    messages = []
+    for turn in row["conversations"]:
+        role, content = ROLES.get(turn.get("from") or ""), turn.get("value")
+        if role is None or content is None:
+            raise DataError(f"{place}: a turn needs 'from' (one of {', '.join(ROLES)}) and 'value', got {dict(turn)!r}")
+        messages.append({"role": role, "content": content})
+    return {"messages": messages}
 
 
-def _alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
+def _alpaca(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     question = row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")
     return {
         "prompt": [{"role": "user", "content": question}],
@@ -252,13 +261,28 @@ def _alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(rows: Dataset, source: str) -> Dataset:
     for number, row in enumerate(rows):
+        first = next(iter(row.values()))
         for column, value in row.items():
-            if not isinstance(value, str | list) or not value:
+            if not _is_content(value) or type(value) is not type(first):
                 raise DataError(
-                    f"{source}, row {number}: {column!r} must be text or messages and not empty, got {value!r}; "
+                    f"{source}, row {number}: {column!r} must be text or messages (each with 'role' and 'content'), "
+                    f"not empty, and of one kind with the other columns, got {repr(value)[:200]}; "
                     "mend or remove the row"
                 )
     return rows
+
+
+def _is_content(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_message, value))
+    return isinstance(value, str) and bool(value)
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
+        return False
+    # A call of a tool has no content; an empty one, as of a system prompt, is allowed.
+    return value.get("content") is not None or bool(value.get("tool_calls"))
 
 
 def rows_hash(*parts: Dataset) -> str:

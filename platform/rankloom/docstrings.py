@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from rankloom.files import write_atomically
+from rankloom_registry.files import write_atomically
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 MIN_SUMMARY, MAX_SUMMARY, MAX_SIGNATURE = 20, 120, 160  # characters

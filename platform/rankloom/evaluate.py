@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rankloom.config import SearchConfig, parse_config
 from rankloom.data import canonical_rows, load_rows, rows_hash, str_source, tokenise
 from rankloom.errors import DataError, PromotionError
-from rankloom.models import BaseModel, resolve_base
+from rankloom.models import BaseModel, resolve_base, split_identity
 from rankloom_registry import Adapter, Evaluated, Registry, fingerprint_base
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def base_of(registry: Registry, adapter: Adapter, given: str | None = None) -> B
         PromotionError: There is one, but its content is not what the adapter was trained on.
     """
     recorded = registry.base(adapter.base_content_root)
-    name, _, revision = recorded.identity.partition("@") if given is None else (given, "", "")
-    base = resolve_base(name, revision or None)
+    base = resolve_base(*(split_identity(recorded.identity) if given is None else (given, None)))
     found = fingerprint_base(base.path, identity=base.identity)
     if found.content_root != adapter.base_content_root:
         raise PromotionError(
@@ -134,7 +133,9 @@ def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig) ->
 
     import datasets
 
-    folder = config.storage / adapter.name / "data"
+    # Beside the registry as it was opened: the recorded path may be relative to another folder, or have moved with it.
+    storage = config.storage if config.storage_path is not None else registry.path.with_suffix(".runs")
+    folder = storage / adapter.name / "data"
     if adapter.search_id is None or not (folder / "eval").is_dir():
         raise DataError(f"the held-out split of {adapter.name!r} is not in {folder}: give --dataset FILE")
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import struct
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankloom.errors import ModelError
+from rankloom_registry.files import sync_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +67,13 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseModel:
     return _from_hub(name_or_path, revision)
 
 
+def split_identity(identity: str) -> tuple[str, str | None]:
+    """Return what `resolve_base` takes to find a `BaseModel.identity` again: name or path, and revision."""
+    name, at, commit = identity.partition("@")
+    # A hub id holds no '@', but a path may.
+    return (name, commit) if at and HUB_ID.fullmatch(name) else (identity, None)
+
+
 def _checked(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a model folder: it holds no config.json; point at the folder that does")
@@ -80,13 +89,13 @@ def _checked(folder: Path) -> Path:
 
 def _from_hub(name: str, revision: str | None) -> BaseModel:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(
             name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{name!r} is no folder here and could not be had from the hub ({type(error).__name__}): "
             "check the spelling and the network, or give a local folder"
@@ -100,7 +109,7 @@ def dequantized(gguf: Path) -> Path:
     """Dequantize a GGUF file into a safetensors folder in the cache, once, and return that folder.
 
     Raises:
-        ModelError: The file is missing, is not GGUF, or the `gguf` extra is not installed.
+        ModelError: The file is missing, is not GGUF or torn, or the `gguf` extra is not installed.
     """
     import hashlib
     import importlib.util
@@ -135,7 +144,14 @@ def dequantized(gguf: Path) -> Path:
         for written in partial.iterdir():
             with written.open("rb") as handle:
                 os.fsync(handle.fileno())
-        partial.rename(target)
+        if not target.is_dir():  # another process may have been faster
+            partial.rename(target)
+        sync_folder(target.parent)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise ModelError(
+            f"{gguf} cannot be read as a GGUF model ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
+            "is it whole, and a causal language model that transformers knows?"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -23,9 +23,10 @@ from rankloom.evaluate import (
     output_folder,
     search_settings,
 )
-from rankloom.files import sync_folder, write_atomically
 from rankloom.merge import merge_adapter
+from rankloom.models import split_identity
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, fingerprint_base, validate_name
+from rankloom_registry.files import sync_folder, write_atomically
 
 Format = Literal["safetensors", "adapter"]
 MANIFEST = "rankloom.json"
@@ -216,7 +217,7 @@ def _export(registry: Registry, adapter: Adapter, partial: Path) -> str:
     base = registry.base(adapter.base_content_root)
     config = partial / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
-    values["base_model_name_or_path"] = base.identity.partition("@")[0]
+    values["base_model_name_or_path"] = split_identity(base.identity)[0]
     write_atomically(config, json.dumps(values, indent=2, sort_keys=True).encode())
     return adapter.artifact_sha256
 

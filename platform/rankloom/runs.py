@@ -9,7 +9,7 @@ from typing import Any
 
 from rankloom.config import SearchConfig, parse_config
 from rankloom.errors import SearchError
-from rankloom.files import write_atomically
+from rankloom_registry.files import write_atomically
 
 RECORD = "search.json"
 

@@ -7,6 +7,7 @@ trial outlives the lane that trained it and a lane outlives every trial.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -182,10 +183,10 @@ class Broker:
     async def events(self, start: int, timeout_s: float) -> list[Event]:
         """Return the events from number `start` on, waiting at most `timeout_s` for one."""
         async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: len(self._events) > start), timeout_s)
-            except TimeoutError:
-                return []
+            # Not asyncio.wait_for alone: with a timeout of 0 it gives up on a condition that holds already.
+            if len(self._events) <= start:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait_for(lambda: len(self._events) > start), timeout_s)
             return self._events[start:]
 
     async def state(self) -> tuple[list[LaneState], list[Progress]]:
