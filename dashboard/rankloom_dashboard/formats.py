@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
 
 MISSING = "–"
@@ -27,6 +28,11 @@ def short(value: float | None) -> str:
 def count(value: int | None) -> str:
     """Formats a whole number with thousands apart."""
     return MISSING if value is None else f"{value:,}"
+
+
+def base(identity: str) -> str:
+    """Formats a base's identity: a path by its last part, a hub id as it is."""
+    return PurePath(identity).name if PurePath(identity).is_absolute() else identity
 
 
 def counted(number: int, one: str, many: str) -> str:

@@ -94,7 +94,7 @@ def adapter_rows(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
             "learning_rate": adapter.learning_rate,
             "target_modules": adapter.target_modules,
             "search": adapter.search_name,
-            "base": adapter.base_identity,
+            "base": formats.base(adapter.base_identity),
             "created": formats.when(adapter.created_at),
         }
         for adapter in adapters

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, Validation
 from safetensors import SafetensorError, safe_open
 
 from rankloom.errors import MergeError
+from rankloom.models import leaf_modules
 from rankloom_registry.checkpoint import Checkpoint
 from rankloom_registry.safetensors import TensorSpan
 
@@ -37,7 +38,7 @@ class Lora(BaseModel):
     r: PositiveInt
     lora_alpha: FiniteFloat
     use_rslora: bool = False
-    # PEFT saves what it found in the model, whatever the user asked for: True for GPT-2's Conv1D.
+    # PEFT saves what it found in the model, whatever the user asked for: True for GPT-2's Conv1D, if not quantized.
     fan_in_fan_out: bool = False
     rank_pattern: dict[re.Pattern[str], PositiveInt] | None = None
     alpha_pattern: dict[re.Pattern[str], FiniteFloat] | None = None
@@ -149,7 +150,9 @@ def plan_updates(weights: Any, lora: Lora, checkpoint: Checkpoint) -> dict[str, 
                 raise MergeError(
                     f"a weight takes one update, but two modules of the adapter target {target}; merge one"
                 )
-            updates[target] = LoraUpdate(name, other, lora.rank(module), lora.scale(module), lora.fan_in_fan_out)
+            # By class, as PEFT does: trained on a quantized base, an adapter of a Conv1D has fan_in_fan_out=False.
+            transposed = lora.fan_in_fan_out or leaf_modules(checkpoint.folder).get(module) == "Conv1D"
+            updates[target] = LoraUpdate(name, other, lora.rank(module), lora.scale(module), transposed)
             _check_fit(weights, updates[target], target, tensors[target])
     if not updates:
         raise MergeError("the adapter must hold at least one lora_A and lora_B, got none; save it again")

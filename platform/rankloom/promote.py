@@ -245,6 +245,7 @@ def _write_manifest(
 def _partial(folder: Path) -> Iterator[Path]:
     """Yield a name beside the output to build under; what is left of it at the end is removed."""
     partial = folder.with_name(f".{folder.name}.promoting-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # In a container, a promotion that was killed had this process id too.
     try:
         yield partial
     finally:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rankloom.config import SearchConfig, parse_config
-from rankloom.errors import SearchError
+from rankloom.errors import ConfigError, SearchError
 from rankloom_registry.files import write_atomically
+from rankloom_spaces import SearchSpace
 
 RECORD = "search.json"
+OBJECTS = "objects.pkl"
+LIVE = ("space", "sampler", "scheduler")  # settings that may be functions or objects, which JSON cannot keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,26 +54,50 @@ class Run:
         """Folder of Ray Tune's experiment."""
         return self.folder / "tune" / "trials"
 
-    def save(self) -> None:
-        """Write the record: with it, the folder is one that can be resumed."""
+    @property
+    def study(self) -> Path:
+        """Optuna's journal of the study."""
+        return self.folder / "study.jsonl"
+
+    def save(self, config: SearchConfig) -> None:
+        """Write the record, and the objects of `config`: with them, the folder is one that can be resumed."""
         values = {**asdict(self), "folder": None}
+        if objects := {name: getattr(config, name) for name in LIVE if _is_object(getattr(config, name))}:
+            write_atomically(self.folder / OBJECTS, _pickled(objects))
         write_atomically(self.folder / RECORD, json.dumps(values, indent=2).encode())
 
     def search_config(self) -> SearchConfig:
-        """Return the configuration as it was checked."""
-        return parse_config(self.config, source=str(self.folder / RECORD))
+        """Return the configuration as it was checked, with its objects."""
+        file = self.folder / OBJECTS
+        objects = pickle.loads(file.read_bytes()) if file.is_file() else {}
+        return parse_config({**self.config, **objects}, source=str(self.folder / RECORD))
 
 
 def plain_config(config: SearchConfig) -> dict[str, Any]:
     """Return a configuration as JSON-ready values; objects become their text."""
-    values: dict[str, Any] = json.loads(json.dumps(config.model_dump(), default=_plain))
+    # Not pydantic's dump of a space, a dataclass, which `load_space` could not read back.
+    space = {"space": config.space.to_dict()} if isinstance(config.space, SearchSpace) else {}
+    values: dict[str, Any] = json.loads(json.dumps(config.model_dump() | space, default=_plain))
     return values
 
 
-def _plain(value: Any) -> Any:
-    to_dict = getattr(value, "to_dict", None)
-    if callable(to_dict) and hasattr(value, "parameters"):
-        return to_dict()
+def _is_object(value: Any) -> bool:
+    return callable(value) or not isinstance(value, str | Path | Mapping | SearchSpace | None)
+
+
+def _pickled(objects: Mapping[str, Any]) -> bytes:
+    from ray import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(dict(objects)))
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise ConfigError(
+            f"{', '.join(objects)} must be picklable, so that the search can be resumed: {error}; "
+            "build it from picklable values, or use a name"
+        ) from error
+
+
+def _plain(value: Any) -> str:
     return str(value) if isinstance(value, Path) else f"<{getattr(value, '__name__', type(value).__name__)}>"
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,12 +32,13 @@ from rankloom_registry import (
     SearchStarted,
     TrialEnded,
     TrialRecord,
+    TrialStarted,
     fingerprint_base,
 )
 from rankloom_spaces import SearchSpace, load_space, resolve_target_modules
 
 if TYPE_CHECKING:
-    from rankloom.cluster.broker import LaneState, Progress
+    from rankloom.cluster.broker import LaneState, Past, Progress
     from rankloom.cluster.driver import Job
 
 ENDED = ("completed", "stopped", "failed")
@@ -150,14 +152,15 @@ class Search:
 
         Args:
             name_or_path: Its name, or the path of its run folder.
-            registry: The registry that its run folder lies beside, to find it by name.
+            registry: The registry, where it is not the one that the search began with; its run folder lies beside it.
 
         Raises:
             SearchError: There is no such run.
         """
         file = Path(registry or os.environ.get("RANKLOOM_REGISTRY") or "registry.duckdb")
         run = open_run(Path(name_or_path), file.expanduser().absolute().with_suffix(".runs"))
-        search = cls._of(run.search_config())
+        config = run.search_config()
+        search = cls._of(config if registry is None else config.model_copy(update={"registry": file}))
         search._run = run
         return search
 
@@ -237,7 +240,7 @@ class Search:
                 folder=folder,
                 search_id=search_id,
                 name=name,
-                config={**plain_config(self.config), "name": name},
+                config=plain_config(self.config) | {"name": name, "registry": str(registry.path)} | prepared.found(),
                 base_path=str(prepared.base.path),
                 base_content_root=prepared.fingerprint.content_root,
             )
@@ -255,7 +258,7 @@ class Search:
                     seed=self.config.seed,
                 ),
             )
-            run.save()
+            run.save(self.config)
         return registry, prepared.job(run, self.config)
 
     def _resumed(self, run: Run, watch: Watcher) -> tuple[Registry, Job]:
@@ -263,24 +266,16 @@ class Search:
 
         registry = Registry.open(self.config.registry.expanduser())
         watch.say(f"resuming {run.name}")
-        registry.record(SearchResumed(search_id=run.search_id))
-        # What the lanes logged before the interruption but nobody recorded; what is recorded already is ignored.
-        _recorder(registry, run, self.config).record(read_event_logs(run.folder))
         prepared = _prepare(self.config, run.folder, watch, resume=True)
         if prepared.fingerprint.content_root != run.base_content_root:
             raise SearchError(
                 f"the base in {run.base_path} is not the one that {run.name!r} began with: "
                 "put the old weights back, or start a new search"
             )
-        known = registry.trials(run.search_id)
-        job = prepared.job(
-            run,
-            self.config,
-            resume=True,
-            numbers={trial.trial_id: trial.number for trial in known},
-            finished=[_end_of(trial) for trial in known if trial.status in ENDED],
-        )
-        return registry, job
+        registry.record(SearchResumed(search_id=run.search_id))
+        # What the lanes logged before the interruption but nobody recorded; what is recorded already is ignored.
+        _recorder(registry, run, self.config).record(read_event_logs(run.folder))
+        return registry, prepared.job(run, self.config, past=_past(registry, run.search_id))
 
     def _follow(self, job: Job, registry: Registry, watch: Watcher, *, verbose: bool) -> SearchResult:
         from dataclasses import replace
@@ -290,6 +285,7 @@ class Search:
         run = job.run
         recorder = _recorder(registry, run, self.config)
         watch.begin(run.name, self.config, job.training)
+        watch.update(_story(registry, run.search_id), (), ())
         status, message = "failed", ""
         try:
             run_job(replace(job, verbose=verbose), record=recorder.record, watch=watch.update)
@@ -327,6 +323,11 @@ class _Prepared:
         """Steps between evaluations."""
         return self.training.eval_steps or 0
 
+    def found(self) -> dict[str, Any]:
+        """Return what settings led to, so that a resumed search reads no file that may have changed, or moved."""
+        base = {"model_name_or_path": self.base.identity} if Path(self.base.identity).is_absolute() else {}
+        return base | ({"space": self.space.to_dict()} if isinstance(self.space, SearchSpace) else {})
+
     def resolve(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Turn sampled parameters into a trial's configuration."""
         return self.resolver()(dict(params))
@@ -353,7 +354,7 @@ class _Prepared:
 
 def _prepare(config: SearchConfig, folder: Path, watch: Watcher, *, resume: bool = False) -> _Prepared:
     """Resolve the base, the space and the data; on resume the data that lie in the folder are used."""
-    space = _load_space(config.space, resume=resume)
+    space = _load_space(config.space)
     watch.say(f"base: {config.model_name_or_path}")
     base = resolve_base(config.model_name_or_path, config.model_revision)
     model = load_model_config(base.path)
@@ -414,13 +415,10 @@ def rungs(grace_steps: int, max_steps: int) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def _load_space(space: Any, *, resume: bool) -> SearchSpace | Callable[..., Any]:
+def _load_space(space: Any) -> SearchSpace | Callable[..., Any]:
     if callable(space) and not isinstance(space, SearchSpace):
         function: Callable[..., Any] = space
         return function
-    if resume and isinstance(space, str) and space.startswith("<"):
-        # A function cannot be kept as text; Ray Tune's own state holds it, pickled.
-        return _with_defaults
     if not isinstance(space, str | os.PathLike | Mapping | SearchSpace):
         raise ConfigError(f"space must be a preset, a YAML path, a SearchSpace or a function, got {type(space)}")
     return load_space(space if isinstance(space, Mapping | SearchSpace) else str(space))
@@ -439,6 +437,37 @@ def _recorder(registry: Registry, run: Run, config: SearchConfig) -> Recorder:
         adapters=run.adapters,
         keep_top=config.keep_top,
     )
+
+
+def _story(registry: Registry, search_id: str) -> list[Event]:
+    """Return the trials that earlier runs of a search saw to their end, as events."""
+    story: list[Event] = []
+    for trial in registry.trials(search_id):
+        if trial.status in ENDED:
+            story += [
+                TrialStarted(trial_id=trial.trial_id, search_id=search_id, number=trial.number, params=trial.params),
+                _end_of(trial),
+            ]
+    return story
+
+
+def _past(registry: Registry, search_id: str) -> dict[str, Past]:
+    """Return what earlier runs of a search saw of its trials; those that ended with all of their results."""
+    from rankloom.cluster.broker import Past, final_result
+
+    evaluations: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in registry.sql(
+        "select m.trial_id, m.step as steps, m.eval_loss from step_metrics m join trials t using (trial_id) "
+        f"where t.search_id = '{search_id}' and m.step < t.steps order by m.step"
+    ):
+        evaluations[row.pop("trial_id")].append(row)
+    return {
+        trial.trial_id: Past(
+            attempts=trial.attempts,
+            results=[*evaluations[trial.trial_id], final_result(_end_of(trial))] if trial.status in ENDED else (),
+        )
+        for trial in registry.trials(search_id)
+    }
 
 
 def _end_of(trial: TrialRecord) -> TrialEnded:

@@ -85,7 +85,7 @@ class Board:
         waiting = [lane.lane for lane in self.lanes if lane.state == "loading"]
         if waiting:
             parts.append(f"{', '.join(waiting)} loading the base")
-        if not self.lanes:
+        if all(lane.state == "starting" for lane in self.lanes):
             parts.append("starting Ray")
         best = self.best
         if best is not None:
@@ -106,7 +106,9 @@ def draw_board(board: Board) -> Group:
     if best is not None and best not in shown:
         shown = [best, *shown[1:]]
     for row in shown:
-        table.add_row(*_cells(board, row), style="bold" if row is best else "")
+        # Text throughout, so that a value that looks like markup is shown as it is.
+        cells = [Text(cell) if isinstance(cell, str) else cell for cell in _cells(board, row)]
+        table.add_row(*cells, style="bold" if row is best else "")
     hidden = len(rows) - len(shown)
     notes = [Text(f"… {hidden} earlier trials", style="dim")] if hidden else []
     return Group(table, *notes, Text(board.headline(), style="bold"))
@@ -125,7 +127,7 @@ def _cells(board: Board, row: _Row) -> list[Text | str]:
         f"{params.get('r', '')}",
         alpha,
         f"{params['learning_rate']:.2e}" if "learning_rate" in params else "",
-        Text(str(params.get("target_modules", ""))),
+        str(params.get("target_modules", "")),
         f"{params.get('lora_dropout', 0):.2g}",
     ]
 

@@ -70,3 +70,8 @@ def test_ago_names_the_largest_unit(seconds: int, text: str) -> None:
 def test_a_learning_rate_keeps_three_digits() -> None:
     assert formats.short(3.456e-5) == "3.46e-5"
     assert formats.short(1e-12) == "1.00e-12"
+
+
+def test_a_base_given_by_path_is_shown_by_its_last_part() -> None:
+    assert formats.base("/models/llama/base.gguf") == "base.gguf"
+    assert formats.base("org/model@abc123") == "org/model@abc123"

@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
+import rankloom
 from rankloom.docstrings import MAX_SIGNATURE, MAX_SUMMARY, MIN_SUMMARY, documented_functions, write_docstring_rows
 
 SOURCE = '''
@@ -55,9 +54,9 @@ def test_only_good_summaries_of_public_functions(tmp_path: Path) -> None:
 
 
 def test_rows_of_this_python(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    count = write_docstring_rows(file)
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
+    count = write_docstring_rows(here)
+    rows = [json.loads(line) for line in here.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == count > 1000
     assert {tuple(row) for row in rows} == {("prompt", "completion")}
     assert len({row["completion"] for row in rows}) == count
@@ -65,14 +64,7 @@ def test_rows_of_this_python(tmp_path: Path) -> None:
         signature = row["prompt"].removeprefix("Python function: ").removesuffix("\nSummary:")
         assert len(signature) <= MAX_SIGNATURE and MIN_SUMMARY <= len(row["completion"].strip()) <= MAX_SUMMARY
 
-
-@pytest.mark.parametrize("seed", ["0", "1"])
-def test_rows_do_not_depend_on_the_process(tmp_path: Path, seed: str) -> None:
-    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
-    write_docstring_rows(here)
-    import rankloom
-
-    code = f"from pathlib import Path; from rankloom.docstrings import write_docstring_rows as w; w(Path({str(there)!r}))"
-    environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(rankloom.__file__).parents[1])}
+    code = f"import pathlib, rankloom.docstrings as d; d.write_docstring_rows(pathlib.Path({str(there)!r}))"
+    environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(rankloom.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert here.read_bytes() == there.read_bytes()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rankloom.files import write_atomically
+from rankloom_registry.files import write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -24,9 +24,7 @@ def test_a_failed_rename_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [occupied] and (occupied / "inside").is_dir()
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "state.json"
     write_atomically(file, b"first")
 

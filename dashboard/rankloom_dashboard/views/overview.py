@@ -114,7 +114,7 @@ def _summary(search: SearchRecord, trials: Sequence[TrialRecord]) -> None:
         known = _SEARCH_BADGES.get(search.status)
         st.badge(search.status if known else "unknown state", color=known or "gray")
         st.text(
-            f"started {formats.ago(search.created_at)} · base {search.base_identity} · "
+            f"started {formats.ago(search.created_at)} · base {formats.base(search.base_identity)} · "
             f"seed {formats.value(search.seed)}"
         )
     if search.status == "running" and search.num_samples:

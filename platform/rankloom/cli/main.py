@@ -16,7 +16,7 @@ from rankloom_registry import RegistryError
 from rankloom_spaces import SpaceError
 
 DEBUG = "--debug"
-USAGE = 2
+USAGE, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="rankloom",
@@ -47,6 +47,8 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
         code = app(args=arguments, prog_name="rankloom", standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code, without a word
+            raise KeyboardInterrupt
     except TyperException as error:
         context = getattr(error, "ctx", None)
         if context is not None and error.exit_code == USAGE:
@@ -55,7 +57,7 @@ def main() -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         errors().print("interrupted", style="yellow")
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone, as after `| head`; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -48,9 +48,10 @@ def open_registry(path: Path) -> Registry:
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    json.dump(value, sys.stdout, indent=2, default=_plain, allow_nan=False)
-    sys.stdout.write("\n")
+    """Print one JSON document on stdout, all of it or nothing."""
+    # JSON knows no NaN and no infinity: what has no value there is null.
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda name: None)
+    sys.stdout.write(json.dumps(plain, indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:

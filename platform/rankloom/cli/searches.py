@@ -103,7 +103,7 @@ def quickstart(
     )
     for sample in measured.samples:
         output().print()
-        show_pairs(list(sample.items()))
+        show_pairs([(name, " ".join(text.split())) for name, text in sample.items()])
     _show_next(result)
     say(f"done in {time.monotonic() - started:.0f} s", style="dim")
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class _Flight:
     released: bool = False  # Tune no longer wants it
     ended: bool = False
     lane: str | None = None
+    deaths: int = 0  # of processes that trained it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,46 +48,58 @@ class LaneState:
     """What is known of a lane."""
 
     lane: str
-    state: str  # 'loading', 'ready', 'done' or 'failed'
+    state: str = "starting"  # then 'loading', 'ready', and 'done' or 'failed'
     message: str = ""
     starts: int = 0
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What an earlier run of the search saw of a trial.
+
+    Attributes:
+        attempts: How often it was begun.
+        results: If it ended, its results, the last of which is a `final_result`: submitted again, it is answered with
+            these, so that it is not trained again and a scheduler learns what it knew.
+    """
+
+    attempts: int
+    results: Sequence[dict[str, Any]] = ()
 
 
 class Broker:
     """An asyncio object, run as a Ray actor; every method returns at once or waits without a thread."""
 
-    def __init__(self, numbers: Mapping[str, int] | None = None, finished: Iterable[TrialEnded] = ()) -> None:
+    def __init__(self, lanes: Iterable[str], past: Mapping[str, Past] | None = None) -> None:
         """Start a search's broker.
 
         Args:
-            numbers: Numbers of the trials that an earlier run began.
-            finished: Ends of trials that an earlier run recorded: submitted again, they are answered from these.
+            lanes: Names of the lanes that will come.
+            past: What an earlier run of the search saw, by trial_id.
         """
-        self._numbers = dict(numbers or {})
-        self._finished = {event.trial_id: event for event in finished}
+        self._past = dict(past or {})
         self._flights: dict[str, _Flight] = {}
         self._queue: deque[str] = deque()
         self._events: list[Event] = []
         self._progress: dict[str, Progress] = {}
-        self._lanes: dict[str, LaneState] = {}
+        self._lanes = {lane: LaneState(lane=lane) for lane in lanes}
         self._closed = False
         self._changed = asyncio.Condition()
 
     # For Ray Tune
 
-    async def submit(self, trial_id: str, params: dict[str, Any]) -> None:
-        """Queue a trial; one that is known already, because its Tune actor died, is left as it is."""
+    async def submit(self, trial_id: str, number: int, params: dict[str, Any]) -> None:
+        """Queue a trial; one that is known already, because its Tune actor died, goes on from where it is."""
         async with self._changed:
-            if trial_id in self._flights:
-                self._flights[trial_id].released = False
-                return
-            number = self._numbers.setdefault(trial_id, len(self._numbers))
-            flight = _Flight(TrialSpec(trial_id=trial_id, number=number, params=params))
-            self._flights[trial_id] = flight
-            if end := self._finished.get(trial_id):
-                flight.ended = True
-                flight.results.append(final_result(end))
-            else:
+            flight = self._flights.get(trial_id)
+            if flight is None:
+                past = self._past.get(trial_id, Past(attempts=0))
+                spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts + 1)
+                flight = _Flight(spec, results=list(past.results), ended=bool(past.results))
+                self._flights[trial_id] = flight
+            flight.released = False
+            if not flight.ended and flight.lane is None and trial_id not in self._queue:
                 self._queue.append(trial_id)
             self._changed.notify_all()
 
@@ -112,14 +125,11 @@ class Broker:
 
     # For lanes
 
-    async def lane_started(self, lane: str) -> None:
+    async def lane_started(self, lane: str, pid: int) -> None:
         """Tell that a lane's process is up; trials that its predecessor had in hand go back to the queue."""
         async with self._changed:
-            known = self._lanes.get(lane)
-            self._lanes[lane] = LaneState(lane=lane, state="loading", starts=known.starts + 1 if known else 1)
-            for flight in self._flights.values():
-                if flight.lane == lane and not flight.ended:
-                    self._take_back(flight)
+            self._lanes[lane] = LaneState(lane=lane, state="loading", starts=self._lanes[lane].starts + 1, pid=pid)
+            self._take_back(lane)
             self._changed.notify_all()
 
     async def lane_ready(self, lane: str) -> None:
@@ -130,6 +140,7 @@ class Broker:
         """Tell that a lane is over; a message means that it failed, and when no lane is left the search closes."""
         await self._set_lane(lane, "failed" if message else "done", message)
         async with self._changed:
+            self._take_back(lane)
             if all(state.state in ("failed", "done") for state in self._lanes.values()):
                 self._closed = True
             self._changed.notify_all()
@@ -137,8 +148,10 @@ class Broker:
     async def take(self, lane: str) -> TrialSpec | None:
         """Wait for the next trial for a lane; None when there will be no more."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._queue or self._closed)
-            if self._closed:
+            starts = self._lanes[lane].starts
+            await self._changed.wait_for(lambda: self._queue or self._closed or self._lanes[lane].starts != starts)
+            # A process that died while it waited must not take a trial from the one that came after it.
+            if self._closed or self._lanes[lane].starts != starts:
                 return None
             flight = self._flights[self._queue.popleft()]
             flight.lane = lane
@@ -152,8 +165,8 @@ class Broker:
         """Keep where a lane is."""
         self._progress[lane] = progress
 
-    async def report(self, event: TrialReported) -> bool:
-        """Pass an evaluation on to Tune and wait for its decision: True to go on, False to stop.
+    async def report(self, event: TrialReported) -> bool | None:
+        """Pass an evaluation on to Tune and wait for its decision: True to go on, False to stop, None if closed first.
 
         A retried trial repeats the evaluations of its first attempt; those that Tune has seen are answered at once.
         """
@@ -167,7 +180,7 @@ class Broker:
                 flight.results.append(dict(event.metrics))
                 self._changed.notify_all()
             await self._changed.wait_for(lambda: flight.asked > seen + 1 or flight.released or self._closed)
-            return not (flight.released or self._closed)
+            return None if self._closed else not flight.released
 
     async def finish(self, event: TrialEnded, before: Sequence[TrialReported] = ()) -> None:
         """Record how a trial ended, and reports that nobody decides about `before` it, and let Tune know."""
@@ -183,10 +196,7 @@ class Broker:
     async def events(self, start: int, timeout_s: float) -> list[Event]:
         """Return the events from number `start` on, waiting at most `timeout_s` for one."""
         async with self._changed:
-            # Not asyncio.wait_for alone: with a timeout of 0 it gives up on a condition that holds already.
-            if len(self._events) <= start:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait_for(lambda: len(self._events) > start), timeout_s)
+            await self._wait(lambda: len(self._events) > start, timeout_s)
             return self._events[start:]
 
     async def state(self) -> tuple[list[LaneState], list[Progress]]:
@@ -194,16 +204,11 @@ class Broker:
         return list(self._lanes.values()), list(self._progress.values())
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until every trial that was submitted has ended; False if that takes too long."""
+        """Wait until no lane has a trial in hand, or the search is closed; False if that takes too long."""
         async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: all(f.ended or not f.lane for f in self._flights.values())),
-                    timeout_s,
-                )
-            except TimeoutError:
-                return False
-            return True
+            return await self._wait(
+                lambda: self._closed or all(f.ended or not f.lane for f in self._flights.values()), timeout_s
+            )
 
     async def close(self) -> None:
         """End the search: whoever waits is let go, and what lanes tell from now on is not recorded."""
@@ -212,6 +217,13 @@ class Broker:
             self._changed.notify_all()
 
     # Inside
+
+    async def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        # Not asyncio.wait_for alone: with a timeout of 0 it gives up on a condition that holds already.
+        if not ready():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(ready), timeout_s)
+        return ready()
 
     async def _record(self, event: Event) -> None:
         async with self._changed:
@@ -222,22 +234,26 @@ class Broker:
 
     async def _set_lane(self, lane: str, state: str, message: str = "") -> None:
         async with self._changed:
-            known = self._lanes.get(lane) or LaneState(lane=lane, state=state)
+            known = self._lanes[lane]
             if known.state != "failed":  # the first reason is the one to tell
                 self._lanes[lane] = dataclasses.replace(known, state=state, message=message)
             self._progress.pop(lane, None)
             self._changed.notify_all()
 
-    def _take_back(self, flight: _Flight) -> None:
-        spec = flight.spec
-        flight.lane = None
-        if flight.released:
-            self._finish_in_broker(flight, "stopped", "its lane died after it was stopped")
-        elif spec.attempt >= MAX_ATTEMPTS:
-            self._finish_in_broker(flight, "failed", f"its lane's process died {spec.attempt} times while training it")
-        else:
-            flight.spec = dataclasses.replace(spec, attempt=spec.attempt + 1)
-            self._queue.appendleft(spec.trial_id)
+    def _take_back(self, lane: str) -> None:
+        """Put the trials that a lane had in hand back into the queue."""
+        for flight in self._flights.values():
+            if flight.lane != lane or flight.ended:
+                continue
+            spec, flight.lane = flight.spec, None
+            flight.deaths += 1
+            if flight.released:
+                self._finish_in_broker(flight, "stopped", "its lane died after it was stopped")
+            elif flight.deaths >= MAX_ATTEMPTS:
+                self._finish_in_broker(flight, "failed", f"its lane's process died {flight.deaths} times in this trial")
+            else:
+                flight.spec = dataclasses.replace(spec, attempt=spec.attempt + 1)
+                self._queue.appendleft(spec.trial_id)
 
     def _finish_in_broker(self, flight: _Flight, status: str, message: str) -> None:
         event = TrialEnded(trial_id=flight.spec.trial_id, status=status, message=message, attempt=flight.spec.attempt)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,22 +22,20 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the registry records; no CSV or TensorBoard files
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial has no metric, on purpose
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is handled here
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import optuna
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from rankloom.cluster.broker import Broker, LaneState, Progress
+from rankloom.cluster.broker import Broker, LaneState, Past, Progress
 from rankloom.cluster.lane import LaneConfig, run_lane
 from rankloom.cluster.searcher import OptunaSearcher, build_sampler
 from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
 from rankloom.config import QuantizationConfig, SearchConfig, TrainingConfig
 from rankloom.errors import ConfigError, SearchError
 from rankloom.runs import Run
-from rankloom_registry import Event, TrialEnded
+from rankloom_registry import Event
 
 REDUCTION_FACTOR = 3
 DRAIN_S = 600.0
@@ -52,9 +52,7 @@ class Job:
         space: Optuna distributions by name, or a function of an Optuna trial.
         resolve: Turns sampled parameters into a trial's configuration.
         points: Points to try first.
-        resume: Whether to go on from Ray Tune's saved state.
-        numbers: Numbers of the trials that an earlier run began, by trial_id.
-        finished: Ends of trials that an earlier run recorded.
+        past: What an earlier run saw of its trials, by trial_id.
         verbose: Whether Ray may talk.
     """
 
@@ -64,9 +62,7 @@ class Job:
     space: Any
     resolve: Callable[[dict[str, Any]], dict[str, Any]]
     points: list[dict[str, Any]]
-    resume: bool = False
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    finished: Sequence[TrialEnded] = ()
+    past: Mapping[str, Past] = field(default_factory=dict)
     verbose: bool = False
 
     @property
@@ -106,7 +102,9 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
         optuna.logging.set_verbosity(optuna.logging.WARNING)
     with connected(verbose=job.verbose) as local:
         lanes = lane_configs(job, local=local)
-        broker: Any = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(dict(job.numbers), list(job.finished))
+        broker: Any = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(
+            [lane.name for lane in lanes], dict(job.past)
+        )
         refs = [run_lane.remote(lane, broker) for lane in lanes]
         follower = _Follower(broker, record, watch)
         follower.start()
@@ -144,11 +142,13 @@ def connected(*, verbose: bool) -> Iterator[bool]:
     if address is None:
         # One CPU more than there are: lanes take all real ones, the feather-light Tune actors share the other.
         options["num_cpus"] = (os.cpu_count() or 1) + 1
-    ray.init(address=address, **options)
-    try:
-        yield address is None
-    finally:
-        ray.shutdown()
+    # Ray prints news of its processes on stdout, whatever it is told; that belongs to results.
+    with contextlib.redirect_stdout(sys.stderr):
+        ray.init(address=address, **options)
+        try:
+            yield address is None
+        finally:
+            ray.shutdown()
 
 
 def lane_configs(job: Job, *, local: bool) -> list[LaneConfig]:
@@ -207,9 +207,8 @@ def _tuner(job: Job, broker: Any, lanes: int) -> tune.Tuner:
         ),
         {"cpu": CPU_SHARE},
     )
-    if job.resume and tune.Tuner.can_restore(str(job.run.tune)):
-        # Errored trials are those that the interruption cut short: failed ones end with an outcome, not an error.
-        return tune.Tuner.restore(str(job.run.tune), trainable=trainable, restart_errored=True)
+    # Nothing that Tune keeps is read again: a search is resumed from the registry and the study's journal.
+    shutil.rmtree(job.run.tune, ignore_errors=True)
     max_steps, eval_steps = job.training.max_steps, job.training.eval_steps
     assert max_steps is not None and eval_steps is not None
     return tune.Tuner(
@@ -221,8 +220,9 @@ def _tuner(job: Job, broker: Any, lanes: int) -> tune.Tuner:
                 space=job.space,
                 metric=job.config.metric,
                 mode=job.config.mode,
-                points_to_evaluate=job.points or None,
-                sampler=build_sampler(job.config.sampler, job.config.seed),
+                points=job.points,
+                sampler=build_sampler(job.config.sampler, job.config.seed, drawn=len(job.past)),
+                journal=job.run.study,
             ),
             scheduler=build_scheduler(
                 job.config.scheduler, grace_steps=min(eval_steps, max_steps), max_steps=max_steps

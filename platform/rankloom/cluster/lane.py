@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +18,7 @@ from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.errors import RankloomError
 from rankloom.hush import hush
 from rankloom.training.exchange import Outcome, TrialSpec
-from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
+from rankloom_registry import Event, EventError, TrialEnded, TrialReported, TrialStarted
 
 MAX_RESTARTS = 5
 DISTRIBUTED_VARIABLES = (
@@ -92,7 +94,7 @@ def train_lane(loop_config: dict[str, Any]) -> None:
         os.environ.pop(variable, None)
     if not config.verbose:
         hush()
-    ray.get(broker.lane_started.remote(config.name))
+    ray.get(broker.lane_started.remote(config.name, os.getpid()))
     # An error of ours would come again at every restart: it ends the lane, with its message.
     try:
         _train(config, broker)
@@ -128,6 +130,7 @@ class BrokerExchange:
         self._config = config
         self._broker = broker
         self._log = log
+        self._cut_short = False
 
     def take(self) -> TrialSpec | None:
         """Wait for the next trial."""
@@ -155,11 +158,14 @@ class BrokerExchange:
         """Tell an evaluation and wait for Tune's decision."""
         event = TrialReported(trial_id=spec.trial_id, step=metrics["steps"], metrics=metrics)
         self._write(event)
-        go_on: bool = ray.get(self._broker.report.remote(event))
-        return go_on
+        decision: bool | None = ray.get(self._broker.report.remote(event))
+        self._cut_short = decision is None
+        return bool(decision)
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Tell how the trial ended; its last evaluation is a report as well."""
+        if self._cut_short:  # by the close of the search: nobody stopped it, and a resumed search trains it again
+            return
         events: list[Event] = []
         if outcome.metrics and outcome.status == "completed":
             events.append(TrialReported(trial_id=spec.trial_id, step=outcome.metrics["steps"], metrics=outcome.metrics))
@@ -184,17 +190,20 @@ def event_log(run_folder: Path, lane: str) -> IO[str]:
     """Open a lane's append-only log of events, one JSON line each."""
     folder = run_folder / "events"
     folder.mkdir(exist_ok=True)
-    return (folder / f"{lane}.jsonl").open("a", encoding="utf-8")
+    log = (folder / f"{lane}.jsonl").open("a", encoding="utf-8")
+    if log.tell():
+        log.write("\n")  # a process that was killed may have left a torn line, after which ours must stand alone
+    return log
 
 
 def read_event_logs(run_folder: Path) -> list[Event]:
-    """Return the events that lanes logged; a torn last line, of a process that was killed, is left out."""
+    """Return the events that lanes logged, by time; a torn line, of a process that was killed, is left out."""
     events = []
-    for file in sorted((run_folder / "events").glob("*.jsonl")):
-        lines = file.read_text(encoding="utf-8").split("\n")
-        # What follows the last newline was never finished; after a restart a torn line may also stand in the middle.
-        events += [Event.from_json(line) for line in lines[:-1] if line.startswith("{") and line.endswith("}")]
-    return events
+    for file in (run_folder / "events").glob("*.jsonl"):
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(EventError):
+                events.append(Event.from_json(line))
+    return sorted(events, key=attrgetter("at"))
 
 
 def _cause(error: BaseException) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from rankloom.errors import SearchError
-
 CPU_SHARE = 0.01
+INTERRUPTED = "interrupted"
 
 
 class LaneTrial(tune.Trainable):
@@ -27,7 +26,7 @@ class LaneTrial(tune.Trainable):
         """Submit the first trial.
 
         Args:
-            config: The sampled parameters.
+            config: What `OptunaSearcher.suggest` returned.
             broker: Handle of the search's broker.
             search_id: Id of the search.
             resolve: Turns sampled parameters into a trial's configuration.
@@ -46,16 +45,10 @@ class LaneTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next result.
-
-        Raises:
-            SearchError: The search was closed first; Tune then trains the trial when the search is resumed.
-        """
+        """Wait for the next result; a trial that the close of the search cut short ends as 'interrupted'."""
         result = ray.get(self._broker.next_result.remote(self._trial, self._index))
-        if result is None:
-            raise SearchError("the search was closed before this trial ended")
         self._index += 1
-        return dict(result)
+        return dict(result or {"done": True, "outcome": INTERRUPTED})
 
     def cleanup(self) -> None:
         """Let go of the trial, so that its lane stops it and takes another."""
@@ -70,10 +63,11 @@ class LaneTrial(tune.Trainable):
         """Load nothing."""
 
     def _begin(self, config: dict[str, Any]) -> None:
-        # Tune's ids are unique within a search only.
-        self._trial = f"{self._search_id}-{self.trial_id}"
+        # Not Tune's id, which is another one when the search is resumed.
+        self._trial = f"{self._search_id}-{config['number']}"
         self._index = 0
-        ray.get(self._broker.submit.remote(self._trial, {**self._resolve(config), "seed": self._seed}))
+        params = {**self._resolve(config["params"]), "seed": self._seed}
+        ray.get(self._broker.submit.remote(self._trial, config["number"], params))
 
     def _release(self) -> None:
         ray.get(self._broker.release.remote(self._trial))

@@ -197,14 +197,21 @@ def _assert_4bit(name: str, module: Any, quantization: QuantizationConfig, dtype
 
 
 def base_checksum(model: torch.nn.Module) -> str:
-    """Return a BLAKE3 hash over the names and bytes of all parameters and buffers that are not an adapter's."""
+    """Return a BLAKE3 hash over the names and values of all tensors of the base, quantization constants included."""
     digest = blake3()
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, parameter in model.named_parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            tensors |= {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
     for name in sorted(tensors):
         if "lora_" in name:
             continue
-        tensor = tensors[name].detach().contiguous().reshape(-1)
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensors[name].shape)}\0".encode())
+        tensor = tensors[name].detach()
+        # bitsandbytes turns a bias into the dtype of its layer's input; in fp32, equal bits are still equal values.
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor = tensor.float()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         if tensor.numel():
-            digest.update(tensor.view(torch.uint8).cpu().numpy())  # type: ignore[arg-type]  # an array is a buffer
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+            digest.update(data)  # type: ignore[arg-type]  # an array is a buffer
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -64,12 +65,12 @@ class TrlEngine:
         # that trial's outcome; the base is put back and the lane goes on.
         try:
             return self._train(spec, exchange)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            _release_memory()
-            return Outcome(status="failed", message=f"out of memory: {_one_line(error)}; lower r or the batch size")
         except (RankloomError, SpaceError) as error:
             return Outcome(status="failed", message=str(error))
         except Exception as error:  # noqa: BLE001
+            if _is_out_of_memory(error):
+                _release_memory()
+                return Outcome(status="failed", message=f"out of memory: {_one_line(error)}; lower r or the batch size")
             return Outcome(status="failed", message=f"{type(error).__name__}: {_one_line(error)}")
 
     def _train(self, spec: TrialSpec, exchange: Exchange) -> Outcome:
@@ -170,15 +171,21 @@ class _Watch(TrainerCallback):
 def adapted(base: ResidentBase, config: LoraConfig) -> Iterator[PeftModel]:
     """Inject a fresh adapter into the resident base for a while, and leave the base as it was.
 
-    TRL replaces the model's `forward` for its fused head each time a trainer is made; putting the old one back keeps
-    a hundred trials from leaving a hundred wrappers.
+    TRL replaces the model's `forward` for its fused head each time a trainer is made, and with gradient checkpointing
+    PEFT and TRL each hook the embedding; taking both off keeps a hundred trials from leaving a hundred of them.
     """
     forward = base.model.__dict__.get("forward")
-    model = get_peft_model(base.model, config)
+    hooks = base.model.get_input_embeddings()._forward_hooks
+    kept = set(hooks)
     try:
-        yield model
+        yield get_peft_model(base.model, config)
     finally:
-        model.unload()
+        # Not `PeftModel.unload()`: where memory ran out in the middle of the injection, there is no PeftModel.
+        for name, module in list(base.model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                base.model.set_submodule(name, module.get_base_layer())
+        for hook in hooks.keys() - kept:
+            del hooks[hook]
         if forward is None:
             base.model.__dict__.pop("forward", None)
         else:
@@ -260,6 +267,11 @@ def peak_memory_bytes() -> int:
 def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a type of its own for this on accelerators only.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _release_memory() -> None:

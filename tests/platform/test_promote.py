@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rankloom.errors import PromotionError, RankloomError
+from rankloom.promote import MANIFEST, TOLERANCE, check_base, promote
+from rankloom_registry import ArtifactError, InvalidNameError, Registry, RegistryError
+
+
+@pytest.fixture
+def registry(world: Any) -> Registry:
+    return Registry.open(world.registry)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_path: Path) -> None:
+    stages: list[tuple[str, int, int]] = []
+    made = promote(
+        registry,
+        world.adapters[0],
+        tmp_path / "merged",
+        alias="champion",
+        reason="best",
+        on_progress=lambda *at: stages.append(at),
+    )
+    adapter = registry.adapter("negation@champion")
+    assert adapter.adapter_id == world.adapters[0] == made.adapter_id
+    checks = made.checks
+    assert checks["adapter_loss"] == adapter.eval_loss
+    assert checks["delta"] == checks["merged_loss"] - checks["adapter_loss"] <= TOLERANCE == checks["tolerance"]
+    assert (checks["modules_merged"], checks["dataset"]["rows"]) == (14, 12)
+    assert list(dict.fromkeys(stage for stage, _, _ in stages)) == ["merge", "measure adapter", "measure merged"]
+
+    files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert names(tmp_path / "merged") >= files | {MANIFEST}
+    for name in files - {"model.safetensors"}:
+        assert (tmp_path / "merged" / name).read_bytes() == (world.base / name).read_bytes()
+    manifest = json.loads((tmp_path / "merged" / MANIFEST).read_text())
+    assert manifest["adapter_id"] == made.adapter_id and manifest["output_sha256"] == made.output_sha256
+    assert manifest["base"]["content_root"] == adapter.base_content_root and manifest["checks"] == checks
+    listing = "".join(
+        f"{hashlib.sha256((tmp_path / 'merged' / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in sorted(names(tmp_path / "merged") - {MANIFEST})
+    )
+    assert hashlib.sha256(listing.encode()).hexdigest() == made.output_sha256
+
+    (recorded,) = registry.promotions(made.adapter_id)
+    assert (recorded.status, recorded.reason, recorded.forced) == ("done", "best", False)
+    assert (recorded.output_path, recorded.output_sha256) == (str(tmp_path / "merged"), made.output_sha256)
+    assert names(tmp_path) == {"world", "merged"}
+
+
+GENERATE = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, prompt = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(prompt, return_tensors="pt")
+output = model.generate(**inputs, do_sample=False, max_new_tokens=16)
+chat = tokenizer.apply_chat_template([{"role": "user", "content": "the girl ?"}], tokenize=False)
+ours = sorted(name for name in sys.modules if name.startswith(("rankloom", "peft", "bitsandbytes")))
+text = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+print(json.dumps({"text": text, "chat": chat, "ours": ours}))
+"""
+
+
+def test_a_merged_model_generates_where_rankloom_is_not(world: Any, registry: Registry, tmp_path: Path) -> None:
+    promote(registry, world.adapters[0], tmp_path / "merged")
+    row = json.loads(world.eval_rows.read_text().splitlines()[0])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", GENERATE, str(tmp_path / "merged"), row["prompt"]],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ours"] == []
+    assert "<|im_start|>user" in found["chat"]
+    assert found["text"].strip() and set(found["text"].split()) & set(row["completion"].split())
+
+
+def test_an_exported_adapter_loads_with_peft(world: Any, registry: Registry, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    made = promote(registry, world.adapters[0], tmp_path / "adapter", format="adapter", alias="champion")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(world.base)
+    assert "manifest.json" not in names(tmp_path / "adapter")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.base), tmp_path / "adapter")
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 14
+    adapter = registry.adapter("negation@champion")
+    assert (made.adapter_id, made.output_sha256) == (adapter.adapter_id, adapter.artifact_sha256)
+    registry.verify(adapter)  # the registry's own files are as they were
+    assert (tmp_path / "adapter" / "adapter_config.json").stat().st_mode & 0o200
+
+
+def test_another_base_is_refused_before_anything_is_written(world: Any, registry: Registry, tmp_path: Path) -> None:
+    wrong = shutil.copytree(world.base, tmp_path / "wrong")
+    weights = load_file(wrong / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, wrong / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PromotionError, match="belongs to the base with content root"):
+        promote(registry, world.adapters[0], tmp_path / "merged", base=str(wrong), alias="champion")
+    assert names(tmp_path) == {"world", "wrong"}
+    assert registry.aliases() == registry.promotions() == []
+    assert check_base(registry, world.adapters[0], str(wrong))["belongs"] is False
+    assert check_base(registry, world.adapters[0], str(world.base))["belongs"] is True
+
+
+def test_a_model_that_lost_too_much_is_refused_and_recorded(world: Any, registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(PromotionError, match=r"is beyond the tolerance -10; keep the adapter .* --force --reason"):
+        promote(registry, world.adapters[0], tmp_path / "merged", alias="champion", tolerance=-10)
+    assert names(tmp_path) == {"world"} and registry.aliases() == []
+    (recorded,) = registry.promotions(world.adapters[0])
+    assert (recorded.status, recorded.forced) == ("refused", False)
+    assert "beyond the tolerance" in recorded.reason and recorded.checks["tolerance"] == -10
+
+    made = promote(
+        registry, world.adapters[0], tmp_path / "merged", alias="champion", tolerance=-10, force=True, reason="a trial"
+    )
+    assert registry.adapter("negation@champion").adapter_id == made.adapter_id
+    latest = registry.promotions(world.adapters[0])[0]
+    assert (latest.status, latest.forced, latest.reason) == ("done", True, "a trial")
+
+
+def test_force_needs_a_reason(world: Any, registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(PromotionError, match="--force needs --reason"):
+        promote(registry, world.adapters[0], tmp_path / "merged", force=True)
+    assert names(tmp_path) == {"world"} and registry.promotions() == []
+
+
+def test_force_where_nothing_was_wrong_is_not_recorded_as_forced(
+    world: Any, registry: Registry, tmp_path: Path
+) -> None:
+    promote(registry, world.adapters[0], tmp_path / "merged", force=True, reason="to be sure", tolerance=10)
+    assert registry.promotions()[0].forced is False
+
+
+def test_refused_before_anything_is_read(world: Any, registry: Registry, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("kept")
+    cases: list[tuple[type[Exception], dict[str, Any], Path]] = [
+        (PromotionError, {}, taken),
+        (PromotionError, {}, tmp_path / "none" / "merged"),
+        (InvalidNameError, {"alias": "../up"}, tmp_path / "merged"),
+        (RankloomError, {"base": str(tmp_path / "none")}, tmp_path / "merged"),
+        (RankloomError, {"dataset": str(tmp_path / "none.jsonl")}, tmp_path / "merged"),
+    ]
+    for error, options, output in cases:
+        with pytest.raises(error):
+            promote(registry, world.adapters[0], output, **options)
+    with pytest.raises(RegistryError):
+        promote(registry, "no-such-adapter", tmp_path / "merged")
+    assert (taken / "mine.txt").read_text() == "kept" and names(taken) == {"mine.txt"}
+    assert names(tmp_path) == {"world", "taken"}
+    assert registry.aliases() == registry.promotions() == []
+
+
+def test_changed_files_are_not_promoted(world: Any, registry: Registry, tmp_path: Path) -> None:
+    path = registry.adapter(world.adapters[0]).artifact_path
+    assert path is not None
+    config = path / "adapter_config.json"
+    config.chmod(0o644)
+    config.write_text(config.read_text().replace('"r": 4', '"r": 5'))
+    for format in ("safetensors", "adapter"):
+        with pytest.raises(ArtifactError):
+            promote(registry, world.adapters[0], tmp_path / "merged", format=format)  # type: ignore[arg-type]
+    assert names(tmp_path) == {"world"}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "adapter"])
+def test_what_a_killed_promotion_left_is_in_nobodys_way(
+    world: Any, registry: Registry, tmp_path: Path, format: Any
+) -> None:
+    stale = tmp_path / f".merged.promoting-{os.getpid()}"  # in a container, process ids come again
+    stale.mkdir()
+    (stale / "model.safetensors").write_bytes(b"half")
+    promote(registry, world.adapters[0], tmp_path / "merged", format=format)
+    assert names(tmp_path) == {"world", "merged"}
+
+
+def test_an_interrupt_leaves_nothing(world: Any, registry: Registry, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "measure merged":
+            assert len(names(tmp_path)) == 2  # the partial folder is there by now
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        promote(registry, world.adapters[0], tmp_path / "merged", alias="champion", on_progress=interrupt)
+    assert names(tmp_path) == {"world"}
+    assert registry.aliases() == registry.promotions() == []
