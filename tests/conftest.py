@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # Set before anything imports the libraries: tests reach no hub, and leave no tracks in the user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
+_datasets_cache = tempfile.TemporaryDirectory(prefix="rankloom-tests-")
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("RANKLOOM_REGISTRY", None)
 

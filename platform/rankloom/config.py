@@ -17,6 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rankloom.errors import ConfigError
 
+# Of transformers' names, those that work without settings or packages of their own.
+LearningRateSchedule = Literal[
+    "constant_with_warmup", "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit",
+    "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "adafactor", "adagrad", "rmsprop", "sgd",
+]  # fmt: skip
+SAMPLERS = ("tpe", "random")
+SCHEDULERS = ("asha", "median", "fifo")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -36,12 +48,14 @@ class TrainingConfig(_Model):
     eval_steps: int | None = Field(None, ge=1, description="Steps between evaluations; a quarter of the run if unset.")
     max_eval_samples: int | None = Field(None, ge=1, description="Rows of the held-out split that are evaluated.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
-    lr_scheduler_type: str = Field(
+    lr_scheduler_type: LearningRateSchedule = Field(
         "constant_with_warmup", description="A schedule that keeps early-stopping rungs comparable (docs/log.md)."
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(0.3, gt=0, description="Gradient clipping norm (QLoRA, section 4).")
-    optim: str | None = Field(None, description="transformers' optimizer name; paged AdamW on CUDA, AdamW on CPU.")
+    optim: Optimizer | None = Field(
+        None, description="transformers' optimizer name; paged AdamW on CUDA, AdamW on CPU."
+    )
     packing: bool = Field(False, description="TRL's sequence packing into rows of max_length.")
     completion_only_loss: bool | None = Field(None, description="Loss on the completion only; on where there is one.")
     gradient_checkpointing: bool | None = Field(None, description="Recompute activations; on for CUDA, off for CPU.")
@@ -103,6 +117,11 @@ class SearchConfig(_Model):
             raise ValueError(f"name must match {NAME_PATTERN.pattern} without '..', got {self.name!r}: choose another")
         if self.registry.suffix != ".duckdb":
             raise ValueError(f"registry must end in .duckdb, got {str(self.registry)!r}: rename it")
+        for field, names in (("sampler", SAMPLERS), ("scheduler", SCHEDULERS)):
+            value = getattr(self, field)
+            # An object that a search was given stands in its record as '<Class>'.
+            if isinstance(value, str) and value not in names and not value.startswith("<"):
+                raise ValueError(f"{field} must be {', '.join(map(repr, names))} or an object, got {value!r}")
         if self.mode != "min":
             raise ValueError("mode must be 'min' for eval_loss: a lower loss is better")
         return self

@@ -21,7 +21,7 @@ from rankloom.errors import ConfigError, SearchError
 from rankloom.models import BaseModel, leaf_modules, load_model_config, load_tokenizer, resolve_base
 from rankloom.recorder import Recorder
 from rankloom.result import METRICS, SearchResult, read_result
-from rankloom.runs import RECORD, Run, open_run, plain_config
+from rankloom.runs import PARTS, RECORD, Run, open_run, plain_config
 from rankloom_registry import (
     BaseFingerprint,
     BaseSeen,
@@ -485,8 +485,14 @@ def _end_of(trial: TrialRecord) -> TrialEnded:
 def _made(folder: Path) -> Iterator[None]:
     """Make a run folder; when what follows fails, it and the folders made for it are gone again."""
     existed = folder.parent.exists()
+    # A folder without a record is what is left of a run that never began; anything else in it is not ours to remove.
+    if (
+        folder.is_symlink()
+        or folder.is_file()
+        or (folder.is_dir() and {path.name for path in folder.iterdir()} - PARTS)
+    ):
+        raise SearchError(f"the run folder {folder} is taken by other files: give another --name or storage_path")
     try:
-        # A folder without a record is what is left of a run that never began.
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         folder.mkdir()

@@ -44,7 +44,7 @@ def open_file(path: str | os.PathLike[str], *, create: bool, wait_s: float) -> t
     if not current:
         if not create:
             raise RegistryFormatError(
-                f"{resolved} is empty or of an older version; bring it up to date with `rankloom registry migrate`"
+                f"{resolved} is empty or of an older version; bring it up to date with Registry.open(path, create=True)"
             )
         with attached(resolved, write=True, timeout_s=wait_s) as connection:
             schema.migrate(connection, resolved, folder)

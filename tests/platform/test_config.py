@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -55,6 +55,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "two precisions": ({"quantization": {"load_in_8bit": True}}, ("load_in_4bit and load_in_8bit cannot both",)),
     "name of a path": ({"name": "../up"}, ("name must match", "'../up'", "choose another")),
     "registry suffix": ({"registry": "runs.db"}, ("must end in .duckdb", "'runs.db'")),
+    "sampler": ({"sampler": "tpee"}, ("sampler must be 'tpe', 'random' or an object", "got 'tpee'")),
+    "scheduler": ({"scheduler": "ashaa"}, ("scheduler must be 'asha', 'median', 'fifo' or an", "got 'ashaa'")),
+    "schedule": ({"training": {"lr_scheduler_type": "cosin"}}, ("lr_scheduler_type", "'cosine'", "got 'cosin'")),
+    "optimizer": ({"training": {"optim": "adamv"}}, ("training.optim", "'adamw_torch'", "got 'adamv'")),
     "direction": ({"mode": "max"}, ("mode must be 'min'",)),
     "two at once": ({"num_samples": 0, "seeds": 1}, ("num_samples", "did you mean 'seed'")),
 }
@@ -70,6 +74,12 @@ def test_refused_with_rule_value_and_next_step(change: dict[str, Any], fragments
     assert [fragment for fragment in fragments if fragment not in message] == []
     assert "\n" not in message
     assert isinstance(caught.value, ValueError) and str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+def test_samplers_and_schedulers_may_be_objects_and_their_records() -> None:
+    sampler = object()
+    assert parse_config({**LEAST, "sampler": sampler, "scheduler": None}).sampler is sampler
+    assert parse_config({**LEAST, "sampler": "<GridSampler>", "scheduler": "<HyperBandScheduler>"})
 
 
 def test_frozen() -> None:
@@ -129,3 +139,17 @@ def test_missing_search_file(tmp_path: Path) -> None:
 def test_a_configuration_survives_json(tmp_path: Path) -> None:
     config = parse_config({**LEAST, "training": {"max_steps": 7}, "registry": tmp_path / "a.duckdb"})
     assert parse_config(json.loads(config.model_dump_json())) == config
+
+
+def test_every_schedule_and_optimizer_is_one_of_transformers(tmp_path: Path) -> None:
+    import torch
+    from transformers import get_scheduler
+    from transformers.training_args import OptimizerNames
+
+    from rankloom.config import LearningRateSchedule, Optimizer
+
+    assert set(get_args(Optimizer)) <= {name.value for name in OptimizerNames}
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    for name in get_args(LearningRateSchedule):
+        schedule = get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=4)
+        assert schedule.get_last_lr() == [0.1 if name == "constant" else 0.0]

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import rankloom
 from rankloom.docstrings import MAX_SIGNATURE, MAX_SUMMARY, MIN_SUMMARY, documented_functions, write_docstring_rows
 
 SOURCE = '''
@@ -65,6 +65,6 @@ def test_rows_of_this_python(tmp_path: Path) -> None:
         assert len(signature) <= MAX_SIGNATURE and MIN_SUMMARY <= len(row["completion"].strip()) <= MAX_SUMMARY
 
     code = f"import pathlib, rankloom.docstrings as d; d.write_docstring_rows(pathlib.Path({str(there)!r}))"
-    environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(rankloom.__file__).parents[1])}
+    environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert here.read_bytes() == there.read_bytes()

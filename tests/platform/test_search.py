@@ -146,7 +146,7 @@ def test_a_trial_that_fails_fails_alone(run: Run) -> None:
     assert [trial.status for trial in result.trials] == ["completed", "failed", "failed", "failed", "completed"]
     messages = [trial.message for trial in result.trials]
     assert "no_such_layer" in messages[1]
-    assert "lower learning_rate" in messages[2] and " is nan at step " in messages[2]
+    assert "lower learning_rate" in messages[2]
     assert messages[3].startswith("TypeError") or messages[3].startswith("ValueError")
     assert [bool(trial.adapter_id) for trial in result.trials] == [True, False, False, False, True]
     assert result.best is not None and result.best.number in (0, 4)

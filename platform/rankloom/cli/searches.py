@@ -21,10 +21,11 @@ from rankloom.cli.output import (
     show_pairs,
     show_table,
 )
+from rankloom.errors import ConfigError, SearchError
 
 if TYPE_CHECKING:
     from rankloom.result import SearchResult
-    from rankloom.search import Search, SearchPlan
+    from rankloom.search import Search
 
 searches = typer.Typer(no_args_is_help=True, help="What ran.")
 spaces = typer.Typer(no_args_is_help=True, help="What can be searched.")
@@ -56,7 +57,6 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Search for the best adapter, as CONFIG.yaml says."""
-    from rankloom.errors import ConfigError
     from rankloom.search import Search
 
     made = Search.from_yaml(config, num_samples=num_samples, registry=registry, name=name)
@@ -67,7 +67,7 @@ def search(
             raise ConfigError("--num-samples cannot change a search that is resumed: leave it out")
         made = Search.resume(made.config.storage / made.config.name, registry=made.config.registry)
     if dry_run:
-        _show_plan(made.plan(), as_json=as_json)
+        _plan(made, as_json=as_json)
     else:
         _run(made, verbose=verbose, as_json=as_json)
 
@@ -76,7 +76,7 @@ def plan(config: ConfigArgument, registry: RegistryOverride = None, as_json: Jso
     """Say what a search would do, before anything is spent."""
     from rankloom.search import Search
 
-    _show_plan(Search.from_yaml(config, registry=registry).plan(), as_json=as_json)
+    _plan(Search.from_yaml(config, registry=registry), as_json=as_json)
 
 
 def quickstart(
@@ -93,8 +93,7 @@ def quickstart(
     say("SmolLM2-135M-Instruct learns to summarise Python functions, from the standard library's own docstrings.")
     made = quickstart_search(folder, num_samples=num_samples, name=_free_name(folder))
     result = _run(made, verbose=verbose, as_json=False, hint=False)
-    if result.best is None or result.best.adapter_id is None:
-        raise typer.Exit(1)
+    assert result.best is not None and result.best.adapter_id is not None  # else _run has said so
     say("measuring the base beside the best adapter on the held-out rows")
     measured = evaluate_adapter(open_registry(result.registry), result.best.adapter_id, base_too=True, samples=3)
     show_table(
@@ -129,9 +128,12 @@ def _run(made: Search, *, verbose: bool, as_json: bool, hint: bool = True) -> Se
             raise
     if as_json:
         show_json(_result_json(result))
-        return result
-    _show_result(result)
-    if hint:
+    else:
+        _show_result(result)
+    if result.best is None:
+        why = next((f"; trial {trial.number}: {trial.message}" for trial in result.trials if trial.message), "")
+        raise SearchError(f"no trial of {result.name!r} made an adapter{why}")
+    if hint and not as_json:
         _show_next(result)
     return result
 
@@ -176,8 +178,8 @@ def _show_result(result: SearchResult) -> None:
             output().print(f"trial {trial.number}: {trial.message}", markup=False, highlight=False, soft_wrap=True)
     best, gain = result.best, result.gain_over_prior
     if best is None:
-        output().print("no trial made an adapter", style="red")
-    elif gain is None:
+        return
+    if gain is None:
         output().print(f"best: adapter {best.adapter_id}; trial 0 has no loss to compare with", highlight=False)
     elif best.number == 0:
         output().print(f"best: adapter {best.adapter_id}, the prior configuration: no trial beat it", highlight=False)
@@ -207,8 +209,11 @@ def _short(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _show_plan(planned: SearchPlan, *, as_json: bool) -> None:
-    values = planned.to_dict()
+def _plan(made: Search, *, as_json: bool) -> None:
+    from rankloom.hush import hush
+
+    hush()
+    values = made.plan().to_dict()
     if as_json:
         show_json(values)
         return

@@ -308,3 +308,41 @@ def test_json_of_a_value_that_is_no_number(rankloom: Rankloom, world: Any) -> No
         raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads(done.out, parse_constant=refuse)["adapter"]["eval_loss"] is None
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["table", "json"])
+def test_a_search_without_an_adapter_has_failed(
+    rankloom: Rankloom, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_json: bool
+) -> None:
+    """What a search of failing trials returns, without the Ray that it takes to run one."""
+    from rankloom.result import METRICS, SearchResult, Trial
+    from rankloom.search import Search
+
+    params = {"r": 4, "lora_alpha": 8, "learning_rate": 1.0, "target_modules": "mlp"}
+    trial = Trial(
+        trial_id="t",
+        number=0,
+        status="failed",
+        adapter_id=None,
+        params=params,
+        metrics=dict.fromkeys(METRICS),
+        message="train_loss is nan at step 2",
+    )
+    result = SearchResult(
+        search_id="s",
+        name="mine",
+        status="completed",
+        registry=tmp_path / "registry.duckdb",
+        run_folder=tmp_path,
+        trials=(trial,),
+    )
+    monkeypatch.setattr(Search, "run", lambda self, watch, verbose: result)
+    (tmp_path / "search.yaml").write_text("model_name_or_path: base\ndataset: rows.jsonl\n")
+    done = rankloom("search", "search.yaml", *(["--json"] if as_json else []))
+    assert done.code == 1
+    message = "error: no trial of 'mine' made an adapter; trial 0: train_loss is nan at step 2"
+    assert done.err.splitlines()[-1] == message
+    if as_json:
+        assert done.json["best"] is None and done.json["trials"][0]["status"] == "failed"
+    else:
+        assert "leaderboard of mine" in done.out
