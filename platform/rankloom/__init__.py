@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankloom.config import QuantizationConfig, SearchConfig, TrainingConfig
     from rankloom.errors import RankloomError
+    from rankloom.prepare import SearchPlan
     from rankloom.result import SearchResult, Trial
-    from rankloom.search import Search, SearchPlan
+    from rankloom.search import Search
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,7 +31,7 @@ _HOMES = {
     "SearchResult": "result",
     "Trial": "result",
     "Search": "search",
-    "SearchPlan": "search",
+    "SearchPlan": "prepare",
 }
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankloom.config import SearchConfig, parse_config
-from rankloom.data import canonical_rows, load_rows, rows_hash, str_source, tokenise
+from rankloom.data import canonical_rows, load_rows, rows_hash, str_source
 from rankloom.errors import DataError, PromotionError
 from rankloom.models import BaseModel, resolve_base, split_identity
+from rankloom.tokens import tokenise
 from rankloom_registry import Adapter, Evaluated, Registry, fingerprint_base
 
 if TYPE_CHECKING:

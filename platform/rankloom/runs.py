@@ -15,7 +15,7 @@ from rankloom_registry.files import write_atomically
 from rankloom_spaces import SearchSpace
 
 RECORD = "search.json"
-PARTS = {"data", "adapters", "events", "tune", "train"}  # folders of a run
+PARTS = {"data", "adapters", "events", "tune", "train", "study.jsonl", "objects.pkl"}  # what a run may leave
 OBJECTS = "objects.pkl"
 LIVE = ("space", "sampler", "scheduler")  # settings that may be functions or objects, which JSON cannot keep
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankloom.config import SearchConfig, TrainingConfig
-from rankloom.search import rungs
+from rankloom.prepare import rungs
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 if TYPE_CHECKING:

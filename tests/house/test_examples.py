@@ -23,4 +23,4 @@ def test_example_parses(path: Path) -> None:
     if "parameters" in content:
         assert load_space(path).name == content["name"]
     else:
-        assert Search.from_yaml(path).model_name_or_path == content["model_name_or_path"]
+        assert Search.from_yaml(path).config.model_name_or_path == content["model_name_or_path"]

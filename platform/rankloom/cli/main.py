@@ -9,7 +9,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from rankloom.cli import adapters, base, machine, models, searches
+from rankloom.cli import adapters, base, machine, models, quickstart, searches
 from rankloom.cli.output import errors
 from rankloom.errors import RankloomError
 from rankloom_registry import RegistryError
@@ -36,7 +36,7 @@ def options(
     """Finds the QLoRA adapter worth keeping, and keeps it safe."""
 
 
-for module in (searches, adapters, base, models, machine):
+for module in (quickstart, searches, adapters, base, models, machine):
     module.register(app)
 
 

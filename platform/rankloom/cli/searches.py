@@ -1,9 +1,8 @@
-"""`rankloom search`, `quickstart`, `plan`, `searches` and `spaces`."""
+"""`rankloom search`, `plan`, `searches` and `spaces`."""
 
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +38,6 @@ RegistryOverride = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    app.command()(quickstart)
     app.command()(search)
     app.command()(plan)
     app.add_typer(searches, name="searches")
@@ -69,7 +67,7 @@ def search(
     if dry_run:
         _plan(made, as_json=as_json)
     else:
-        _run(made, verbose=verbose, as_json=as_json)
+        run_search(made, verbose=verbose, as_json=as_json)
 
 
 def plan(config: ConfigArgument, registry: RegistryOverride = None, as_json: JsonOption = False) -> None:
@@ -79,42 +77,8 @@ def plan(config: ConfigArgument, registry: RegistryOverride = None, as_json: Jso
     _plan(Search.from_yaml(config, registry=registry), as_json=as_json)
 
 
-def quickstart(
-    folder: Annotated[Path, typer.Option(help="Folder for the dataset and the registry.")] = Path("quickstart"),
-    num_samples: Annotated[int, typer.Option(min=1, help="Trials.")] = 8,
-    verbose: VerboseOption = False,
-) -> None:
-    """Search adapters of a real small model on real text, offline, on this machine."""
-    from rankloom.evaluate import evaluate_adapter
-    from rankloom.quickstart import quickstart_search
-
-    started = time.monotonic()
-    say = errors().print
-    say("SmolLM2-135M-Instruct learns to summarise Python functions, from the standard library's own docstrings.")
-    made = quickstart_search(folder, num_samples=num_samples, name=_free_name(folder))
-    result = _run(made, verbose=verbose, as_json=False, hint=False)
-    assert result.best is not None and result.best.adapter_id is not None  # else _run has said so
-    say("measuring the base beside the best adapter on the held-out rows")
-    measured = evaluate_adapter(open_registry(result.registry), result.best.adapter_id, base_too=True, samples=3)
-    show_table(
-        ("held-out loss, nats a token", ""),
-        [("base, 4-bit", measured.base_loss), ("best adapter", measured.eval_loss)],
-    )
-    for sample in measured.samples:
-        output().print()
-        show_pairs([(name, " ".join(text.split())) for name, text in sample.items()])
-    _show_next(result)
-    say(f"done in {time.monotonic() - started:.0f} s", style="dim")
-
-
-def _free_name(folder: Path) -> str:
-    """Return 'quickstart', or 'quickstart-2' and so on where it has been run before."""
-    runs = folder / "registry.runs"
-    names = ["quickstart", *(f"quickstart-{number}" for number in range(2, 10_000))]
-    return next(name for name in names if not (runs / name).exists())
-
-
-def _run(made: Search, *, verbose: bool, as_json: bool, hint: bool = True) -> SearchResult:
+def run_search(made: Search, *, verbose: bool, as_json: bool, hint: bool = True) -> SearchResult:
+    """Run a search under the live table and show what it found; `hint` adds the commands to run next."""
     from rankloom.hush import hush
     from rankloom.terminal import TerminalWatcher
 
@@ -134,7 +98,7 @@ def _run(made: Search, *, verbose: bool, as_json: bool, hint: bool = True) -> Se
         why = next((f"; trial {trial.number}: {trial.message}" for trial in result.trials if trial.message), "")
         raise SearchError(f"no trial of {result.name!r} made an adapter{why}")
     if hint and not as_json:
-        _show_next(result)
+        show_next(result)
     return result
 
 
@@ -191,7 +155,8 @@ def _show_result(result: SearchResult) -> None:
         )
 
 
-def _show_next(result: SearchResult) -> None:
+def show_next(result: SearchResult) -> None:
+    """Print the commands to run next."""
     if result.best is None:
         return
     flag = f"--registry {shlex.quote(_short(result.registry))}"

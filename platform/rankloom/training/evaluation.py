@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from rankloom.data import IGNORED
+from rankloom.tokens import IGNORED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
