@@ -119,7 +119,10 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
                 raise KeyboardInterrupt
             if follower.error is not None:
                 raise follower.error
-            ray.wait(refs, num_returns=len(refs), timeout=60)
+            # Each lane now proves that its base was left as it was; a search that cannot say so is not completed.
+            _, pending = ray.wait(refs, num_returns=len(refs), timeout=DRAIN_S)
+            if pending:
+                raise SearchError(f"{len(pending)} lanes did not end within {DRAIN_S:.0f} s of the last trial")
             _raise_for_lanes(ray.get(broker.state.remote())[0])
         finally:
             follower.finish()
