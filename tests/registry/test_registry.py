@@ -102,7 +102,7 @@ def test_a_registry_of_a_newer_version_is_refused(registry: Registry) -> None:
 def test_an_empty_database_becomes_a_registry_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "empty.duckdb"
     duckdb.connect(str(path)).close()
-    with pytest.raises(RegistryFormatError, match="migrate"):
+    with pytest.raises(RegistryFormatError, match="create=True"):
         Registry.open(path)
     assert Registry.open(path, create=True).adapters() == []
     assert Registry.open(path).artifacts.root == tmp_path / "empty.artifacts"
