@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankloom_registry import AdapterAdded, AdapterDiscarded, Event, Registry, TrialEnded, TrialStarted
+from rankloom_registry import AdapterAdded, AdapterDiscarded, ArtifactError, Event, Registry, TrialEnded, TrialStarted
 
 
 class Recorder:
@@ -64,8 +64,13 @@ class Recorder:
         made = adapter_id(end.trial_id)
         if any(made == kept for _, kept, _ in self._best):
             return []
-        kept = len(self._best) < self._keep_top or loss < self._best[-1][0]
-        sha256 = self._registry.artifacts.add(folder) if kept else ""
+        kept, sha256, refusal = len(self._best) < self._keep_top or loss < self._best[-1][0], "", ""
+        if kept:
+            # What the store refuses (a rank beyond its bounds, NaN) is this adapter's fate, not the search's.
+            try:
+                sha256 = self._registry.artifacts.add(folder)
+            except ArtifactError as error:
+                kept, refusal = False, str(error)
         events: list[Event] = [
             AdapterAdded(
                 adapter_id=made,
@@ -78,9 +83,14 @@ class Recorder:
                 status="available" if kept else "discarded",
             )
         ]
+        if refusal:
+            events.append(AdapterDiscarded(adapter_id=made, reason=refusal))
         if kept:
             self._best = sorted([*self._best, (loss, made, sha256)])
+            aliased = {alias.adapter_id for alias in self._registry.aliases(self._name)}
             for _, worse, worse_sha256 in self._best[self._keep_top :]:
+                if worse in aliased:  # somebody counts on it
+                    continue
                 events.append(AdapterDiscarded(adapter_id=worse, reason=f"not among the best {self._keep_top}"))
                 dropped.append(worse_sha256)
             del self._best[self._keep_top :]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rankloom_spaces import SearchSpace
 RECORD = "search.json"
 PARTS = {"data", "adapters", "events", "tune", "train", "study.jsonl", "objects.pkl"}  # what a run may leave
 OBJECTS = "objects.pkl"
+LOCK = "driver.lock"
 LIVE = ("space", "sampler", "scheduler")  # settings that may be functions or objects, which JSON cannot keep
 
 
@@ -59,6 +62,22 @@ class Run:
     def study(self) -> Path:
         """Optuna's journal of the study."""
         return self.folder / "study.jsonl"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other drivers out of this run for a while; the lock goes with the process, however it ends.
+
+        Raises:
+            SearchError: Another process runs this search now.
+        """
+        with (self.folder / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SearchError(
+                    f"another process runs the search {self.name!r} now: wait until it ends, or end it with Ctrl-C"
+                ) from None
+            yield
 
     def save(self, config: SearchConfig) -> None:
         """Write the record, and the objects of `config`: with them, the folder is one that can be resumed."""

@@ -125,8 +125,13 @@ class Search:
         """
         watch = watch or Silence()
         run = self._run
-        registry, job = self._new(watch) if run is None else self._resumed(run, watch)
-        return self._follow(job, registry, watch, verbose=verbose)
+        if run is None:
+            registry, job = self._new(watch)
+            with job.run.alone():
+                return self._follow(job, registry, watch, verbose=verbose)
+        with run.alone():
+            registry, job = self._resumed(run, watch)
+            return self._follow(job, registry, watch, verbose=verbose)
 
     def _name(self) -> str:
         model = Path(self.config.model_name_or_path).stem[:40]

@@ -153,6 +153,11 @@ class TerminalWatcher:
                 self._live.update(draw_board(self._board), refresh=True)
                 self._live.stop()
 
+    @property
+    def begun(self) -> bool:
+        """Whether trials have begun: from then on the search can be resumed."""
+        return self._board.num_samples > 0
+
     def say(self, message: str) -> None:
         """Print what is being prepared."""
         self._console.print(message, style="dim", markup=False, highlight=False)

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from rankloom.recorder import Recorder, adapter_id
 from rankloom_registry import (
+    AliasMoved,
     BaseFingerprint,
     BaseSeen,
     Event,
@@ -198,3 +199,29 @@ def test_a_trial_without_an_adapter_is_recorded_without_one(
 def test_the_same_trial_always_makes_the_same_adapter_id() -> None:
     assert adapter_id("s-1") == adapter_id("s-1") != adapter_id("s-2")
     assert len(adapter_id("s-1")) == 12
+
+
+def test_an_adapter_with_an_alias_keeps_its_files(
+    registry: Registry, folder: Path, make: Callable[..., Recorder]
+) -> None:
+    recorder = make(keep_top=1)
+    leave_adapter(folder, "s-0", 3.0)
+    recorder.record(ended(0, 3.0))
+    registry.record(AliasMoved(name="tiny", alias="prod", adapter_id=adapter_id("s-0")))
+    leave_adapter(folder, "s-1", 2.0)
+    recorder.record(ended(1, 2.0))
+    assert available(registry) == [(1, 2.0), (0, 3.0)]
+    registry.verify(registry.adapter("tiny@prod"))
+
+
+def test_an_adapter_that_the_store_refuses_ends_nothing(
+    registry: Registry, folder: Path, make: Callable[..., Recorder]
+) -> None:
+    recorder = make(keep_top=2)
+    leave_adapter(folder, "s-0", float("nan"))
+    recorder.record(ended(0, 1.0))
+    leave_adapter(folder, "s-1", 2.0)
+    recorder.record(ended(1, 2.0))
+    assert available(registry) == [(1, 2.0)]
+    (why,) = [e for e in registry.events(adapter_id("s-0")) if e.kind == "adapter_discarded"]
+    assert "NaN" in why.payload["reason"]

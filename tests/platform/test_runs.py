@@ -109,3 +109,11 @@ def test_a_name_leads_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     with pytest.raises(SearchError, match="no search"):
         open_run("../secret", tmp_path / "runs")
+
+
+def test_a_run_has_one_driver_at_a_time(tmp_path: Path) -> None:
+    run = saved(tmp_path)
+    with run.alone(), pytest.raises(SearchError, match="another process runs the search 'one' now"), run.alone():
+        pass
+    with run.alone():
+        pass

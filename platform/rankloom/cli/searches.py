@@ -88,7 +88,8 @@ def run_search(made: Search, *, verbose: bool, as_json: bool, hint: bool = True)
         try:
             result = made.run(watcher, verbose=verbose)
         except KeyboardInterrupt:
-            errors().print("finished trials are in the registry; go on with the same command and --resume")
+            if watcher.begun:
+                errors().print("finished trials are in the registry; go on with the same command and --resume")
             raise
     if as_json:
         show_json(_result_json(result))
