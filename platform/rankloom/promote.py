@@ -31,6 +31,7 @@ from rankloom_registry.files import sync_folder, write_atomically
 Format = Literal["safetensors", "adapter"]
 MANIFEST = "rankloom.json"
 TOLERANCE = 0.05  # nats a token; docs/promotion.md says why
+LOST_GAIN = 0.05  # share of what the adapter gained over its base
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -72,7 +73,7 @@ def promote(
     alias: str | None = None,
     reason: str = "",
     force: bool = False,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Promotion:
     """Merge, measure, export and record an adapter.
@@ -87,7 +88,8 @@ def promote(
         alias: Alias of the adapter's name that moves to it after success.
         reason: Why, for the record.
         force: Let a model out that is worse than the tolerance allows; needs a reason.
-        tolerance: How much the merged model's loss may lie above the adapter's, nats a token.
+        tolerance: How much the merged model's loss may lie above the adapter's, nats a token; by default a twentieth
+            of what the adapter gained over its base, but not less than 0.05.
         on_progress: Called with (stage, done, total).
 
     Returns:
@@ -156,7 +158,7 @@ def _merge(
     partial: Path,
     base: str | None,
     dataset: Any,
-    tolerance: float,
+    tolerance: float | None,
     tell: OnProgress,
 ) -> tuple[str, dict[str, Any], str | None]:
     """Merge into `partial` and measure; returns the output's hash, the figures, and why it should not go out."""
@@ -175,23 +177,29 @@ def _merge(
     trained = measure(
         model, held_out, config, resident.compute_dtype, lambda done, total: tell("measure adapter", done, total)
     ).loss
+    with model.disable_adapter():
+        alone = measure(
+            model, held_out, config, resident.compute_dtype, lambda done, total: tell("measure base", done, total)
+        ).loss
     del resident, model
     merged = _merged_loss(partial, held_out, config, lambda done, total: tell("measure merged", done, total))
+    allowed = max(TOLERANCE, LOST_GAIN * (alone - trained)) if tolerance is None else tolerance
     checks = {
         "base_content_root": adapter.base_content_root,
         "modules_merged": report.modules_merged,
         "tensors_copied": report.tensors_copied,
         "dataset": {"source": held_out.source, "sha256": held_out.sha256, "rows": len(held_out.tokens)},
+        "base_loss": alone,
         "adapter_loss": trained,
         "merged_loss": merged,
         "delta": merged - trained,
-        "tolerance": tolerance,
+        "tolerance": allowed,
     }
     refusal = None
-    if not merged - trained <= tolerance:  # also true for NaN
+    if not merged - trained <= allowed:  # also true for NaN
         refusal = (
             f"the merged model's loss is {merged:.4f}, the adapter's {trained:.4f} nats a token: the difference "
-            f"{merged - trained:+.4f} is beyond the tolerance {tolerance}; keep the adapter on its 4-bit base "
+            f"{merged - trained:+.4f} is beyond the tolerance {allowed:.4g}; keep the adapter on its 4-bit base "
             "(--format adapter), or override with --force --reason"
         )
     return report.output_sha256, checks, refusal

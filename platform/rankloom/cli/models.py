@@ -79,6 +79,9 @@ def promote(
     alias: Annotated[str | None, typer.Option(help="Alias that moves to this adapter after success.")] = None,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Override the loss check; needs --reason.")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="How much the merged loss may lie above the adapter's, nats a token.")
+    ] = None,
     dataset: DatasetOption = None,
     base: BaseOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
@@ -101,6 +104,7 @@ def promote(
             alias=alias,
             reason=reason,
             force=force,
+            tolerance=tolerance,
             on_progress=advance,
         )
     if as_json:
