@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rankloom.errors import PromotionError, RankloomError
-from rankloom.promote import MANIFEST, TOLERANCE, check_base, promote
+from rankloom.promote import LOST_GAIN, MANIFEST, TOLERANCE, check_base, promote
 from rankloom_registry import ArtifactError, InvalidNameError, Registry, RegistryError
 
 
@@ -40,9 +40,15 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
     assert adapter.adapter_id == world.adapters[0] == made.adapter_id
     checks = made.checks
     assert checks["adapter_loss"] == adapter.eval_loss
-    assert checks["delta"] == checks["merged_loss"] - checks["adapter_loss"] <= TOLERANCE == checks["tolerance"]
+    assert checks["delta"] == checks["merged_loss"] - checks["adapter_loss"] <= checks["tolerance"]
+    assert checks["tolerance"] == max(TOLERANCE, LOST_GAIN * (checks["base_loss"] - checks["adapter_loss"]))
     assert (checks["modules_merged"], checks["dataset"]["rows"]) == (14, 12)
-    assert list(dict.fromkeys(stage for stage, _, _ in stages)) == ["merge", "measure adapter", "measure merged"]
+    assert list(dict.fromkeys(stage for stage, _, _ in stages)) == [
+        "merge",
+        "measure adapter",
+        "measure base",
+        "measure merged",
+    ]
 
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert names(tmp_path / "merged") >= files | {MANIFEST}
