@@ -66,6 +66,10 @@ class TrainingConfig(_Model):
             raise ValueError("packing must be false: rows are evaluated one by one, so remove `packing` from training")
         return self
 
+    def eval_every(self, max_steps: int) -> int:
+        """Return the steps between evaluations of a run: a quarter of it where `eval_steps` is unset."""
+        return self.eval_steps or max(1, max_steps // 4)
+
 
 class QuantizationConfig(_Model):
     """How the resident base is loaded; names are those of transformers' `BitsAndBytesConfig`."""

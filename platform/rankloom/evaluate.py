@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankloom.config import SearchConfig, parse_config
@@ -148,20 +147,13 @@ def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig) ->
     )
 
 
-def load_with_adapter(
-    registry: Registry, adapter: Adapter, base: BaseModel, config: SearchConfig
-) -> tuple[ResidentBase, PeftModel]:
-    """Load the base as the search quantized it, with the adapter on it, ready to evaluate.
-
-    Raises:
-        ArtifactError: The adapter's files were not kept, or are not what was registered.
-    """
+def load_with_adapter(adapter: Adapter, base: BaseModel, config: SearchConfig) -> tuple[ResidentBase, PeftModel]:
+    """Load the base as the search quantized it, with an adapter on it that `Registry.verify` has passed."""
     from peft import PeftModel
 
     from rankloom.training.resident import load_resident_base
 
-    registry.verify(adapter)
-    assert adapter.artifact_path is not None  # verified above
+    assert adapter.artifact_path is not None  # verified by the caller
     resident = load_resident_base(base.path, config.quantization, config.training)
     return resident, PeftModel.from_pretrained(resident.model, str(adapter.artifact_path), is_trainable=False)
 
@@ -214,7 +206,7 @@ def evaluate_adapter(
     model_base = base_of(registry, adapter, base)
     config = search_settings(registry, adapter)
     held_out = held_out_rows(registry, adapter, dataset, model_base)
-    resident, model = load_with_adapter(registry, adapter, model_base, config)
+    resident, model = load_with_adapter(adapter, model_base, config)
 
     def told(what: str) -> Callable[[int, int], None] | None:
         return None if on_batch is None else lambda done, total: on_batch(what, done, total)
@@ -297,17 +289,3 @@ def _generate(model: PeftModel, resident: ResidentBase, prompt: Any, max_new_tok
         )
     text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return str(text).strip()
-
-
-def output_folder(path: Path) -> Path:
-    """Return an output folder's absolute path, once it is clear that nothing would be overwritten.
-
-    Raises:
-        PromotionError: It exists and is not an empty folder, or its parent does not exist.
-    """
-    output = path.expanduser().absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise PromotionError(f"{output} exists and is not empty: choose another --output, or remove it first")
-    if not output.parent.is_dir():
-        raise PromotionError(f"the folder {output.parent} does not exist: make it first, or choose another --output")
-    return output

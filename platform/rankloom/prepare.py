@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +18,12 @@ from rankloom.runs import Run
 from rankloom.watch import Watcher
 from rankloom_registry import BaseFingerprint, fingerprint_base
 from rankloom_spaces import SearchSpace, load_space, resolve_target_modules
+from rankloom_spaces.space import DEFAULTS
 
 if TYPE_CHECKING:
     from rankloom.cluster.driver import Job
 
-FUNCTION_DEFAULTS = {
-    "r": 8,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    "target_modules": "all-linear",
-    "learning_rate": 2e-4,
-    "use_rslora": False,
-}
+REDUCTION_FACTOR = 3  # of ASHA: one trial in so many goes on from a rung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +98,7 @@ class Prepared:
 
     def resolver(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Return `resolve` as something that Ray can carry."""
-        return self.space.resolve if isinstance(self.space, SearchSpace) else partial(_with_defaults)
+        return self.space.resolve if isinstance(self.space, SearchSpace) else _with_defaults
 
     def job(self, run: Run, config: SearchConfig, **more: Any) -> Job:
         """Return what the driver needs."""
@@ -183,14 +176,12 @@ def with_steps(training: TrainingConfig, train_rows: int) -> TrainingConfig:
     """Return the settings with `max_steps` and `eval_steps` set from the number of rows where they were not."""
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     steps = training.max_steps or max(1, math.ceil(training.num_train_epochs * math.ceil(train_rows / per_step)))
-    every = min(training.eval_steps or max(1, steps // 4), steps)
+    every = min(training.eval_every(steps), steps)
     return training.model_copy(update={"max_steps": steps, "eval_steps": every})
 
 
 def rungs(grace_steps: int, max_steps: int) -> tuple[int, ...]:
     """Return the steps at which ASHA decides."""
-    from rankloom.cluster.driver import REDUCTION_FACTOR
-
     steps, step = [], grace_steps
     while step < max_steps:
         steps.append(step)
@@ -208,4 +199,4 @@ def _load_space(space: Any) -> SearchSpace | Callable[..., Any]:
 
 
 def _with_defaults(params: dict[str, Any]) -> dict[str, Any]:
-    return {**FUNCTION_DEFAULTS, **params}
+    return {**DEFAULTS, "use_rslora": False, **params}

@@ -20,7 +20,6 @@ from rankloom.evaluate import (
     held_out_rows,
     load_with_adapter,
     measure,
-    output_folder,
     search_settings,
 )
 from rankloom.merge import merge_adapter
@@ -152,6 +151,20 @@ def promote(
     )
 
 
+def output_folder(path: Path) -> Path:
+    """Return an output folder's absolute path, once it is clear that nothing would be overwritten.
+
+    Raises:
+        PromotionError: It exists and is not an empty folder, or its parent does not exist.
+    """
+    output = path.expanduser().absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise PromotionError(f"{output} exists and is not empty: choose another --output, or remove it first")
+    if not output.parent.is_dir():
+        raise PromotionError(f"the folder {output.parent} does not exist: make it first, or choose another --output")
+    return output
+
+
 def _merge(
     registry: Registry,
     adapter: Adapter,
@@ -173,7 +186,7 @@ def _merge(
         progress=lambda done, total: tell("merge", done, total),
     )
     # One model in memory at a time: the adapter on its quantized base first, then what was merged.
-    resident, model = load_with_adapter(registry, adapter, model_base, config)
+    resident, model = load_with_adapter(adapter, model_base, config)
     trained = measure(
         model, held_out, config, resident.compute_dtype, lambda done, total: tell("measure adapter", done, total)
     ).loss

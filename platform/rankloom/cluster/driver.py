@@ -32,12 +32,12 @@ from rankloom.cluster.broker import Broker, LaneState, Past, Progress
 from rankloom.cluster.lane import LaneConfig, run_lane
 from rankloom.cluster.searcher import OptunaSearcher, build_sampler
 from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
-from rankloom.config import QuantizationConfig, SearchConfig, TrainingConfig
+from rankloom.config import SearchConfig, TrainingConfig
 from rankloom.errors import ConfigError, SearchError
+from rankloom.prepare import REDUCTION_FACTOR
 from rankloom.runs import Run
 from rankloom_registry import Event
 
-REDUCTION_FACTOR = 3
 DRAIN_S = 600.0
 
 
@@ -64,11 +64,6 @@ class Job:
     points: list[dict[str, Any]]
     past: Mapping[str, Past] = field(default_factory=dict)
     verbose: bool = False
-
-    @property
-    def quantization(self) -> QuantizationConfig:
-        """How lanes load the base."""
-        return self.config.quantization
 
 
 Watch = Callable[[Sequence[Event], Sequence[LaneState], Sequence[Progress]], None]
@@ -167,7 +162,7 @@ def lane_configs(job: Job, *, local: bool) -> list[LaneConfig]:
             base=Path(job.run.base_path),
             run_folder=job.run.folder,
             training=job.training,
-            quantization=job.quantization,
+            quantization=job.config.quantization,
             resources=each,
             verbose=job.verbose,
         )

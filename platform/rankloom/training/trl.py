@@ -141,7 +141,7 @@ class _Watch(TrainerCallback):
         _require_finite("grad_norm", float(logs["grad_norm"]), step)
         self._losses.append(loss)
         self._exchange.progress(self._spec, step, loss)
-        if step != state.max_steps and step % eval_every(self._training, state.max_steps):
+        if step != state.max_steps and step % self._training.eval_every(state.max_steps):
             return
         eval_loss = evaluate_loss(
             self._model,
@@ -214,11 +214,6 @@ def varied(training: TrainingConfig, params: dict[str, Any]) -> TrainingConfig:
     """Return the settings with those that the space varies put in, checked again."""
     changes = {name: params[name] for name in params.keys() & TrainingConfig.model_fields.keys()}
     return TrainingConfig.model_validate({**training.model_dump(), **changes}) if changes else training
-
-
-def eval_every(training: TrainingConfig, max_steps: int) -> int:
-    """Return the steps between evaluations: a quarter of the run where it is unset."""
-    return training.eval_steps or max(1, max_steps // 4)
 
 
 def sft_config(training: TrainingConfig, params: dict[str, Any], base: ResidentBase, scratch: str) -> SFTConfig:
