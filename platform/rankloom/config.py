@@ -104,8 +104,12 @@ class SearchConfig(_Model):
     mode: Literal["min", "max"] = Field("min", description="Direction of the metric.")
     sampler: Any = Field("tpe", description="'tpe', 'random', or an optuna sampler.")
     scheduler: Any = Field("asha", description="'asha', 'median', 'fifo', a Ray Tune scheduler, or None.")
-    engine: Literal["trl"] = Field("trl", description="What trains: 'trl' runs one SFTTrainer at a time on a lane.")
-    slots_per_lane: Literal[1] = Field(1, description="Trials trained at once on one resident base.")
+    engine: Literal["packed", "trl"] | None = Field(
+        None, description="'packed' trains many trials at once, 'trl' one SFTTrainer at a time; packed where it can."
+    )
+    slots_per_lane: int | None = Field(
+        None, ge=1, le=256, description="Trials trained at once on one resident base; measured if unset."
+    )
     max_concurrent_trials: int | None = Field(None, ge=1, description="Trials in flight; one a slot if unset.")
     time_budget_s: float | None = Field(None, gt=0, description="Seconds after which no step is started.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seeds the split, the sampler and every trial.")

@@ -27,19 +27,23 @@ def read_story(registry: Registry, search_id: str) -> list[Event]:
 
 
 def read_past(registry: Registry, search_id: str) -> dict[str, Past]:
-    """Return what earlier runs of a search saw of its trials; those that ended with all of their results."""
+    """Return what earlier runs of a search saw of its trials."""
     from rankloom.cluster.broker import Past, final_result
 
     evaluations: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in registry.sql(
         "select m.trial_id, m.step as steps, m.eval_loss from step_metrics m join trials t using (trial_id) "
-        f"where t.search_id = '{search_id}' and m.step < t.steps order by m.step"
+        f"where t.search_id = '{search_id}' and (m.step < t.steps or t.status not in {ENDED}) order by m.step"
     ):
         evaluations[row.pop("trial_id")].append(row)
     return {
         trial.trial_id: Past(
             attempts=trial.attempts,
-            results=[*evaluations[trial.trial_id], final_result(_end_of(trial))] if trial.status in ENDED else (),
+            results=[
+                *evaluations[trial.trial_id],
+                *([final_result(_end_of(trial))] if trial.status in ENDED else []),
+            ],
+            ended=trial.status in ENDED,
         )
         for trial in registry.trials(search_id)
     }

@@ -112,6 +112,7 @@ class Prepared:
             space=space,
             resolve=self.resolver(),
             points=self.points,
+            largest={**self.resolve(self.points[0] if self.points else {}), "seed": config.seed},
             **more,
         )
 

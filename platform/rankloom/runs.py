@@ -17,7 +17,17 @@ from rankloom_registry.files import write_atomically
 from rankloom_spaces import SearchSpace
 
 RECORD = "search.json"
-PARTS = {"data", "adapters", "events", "tune", "train", "study.jsonl", "objects.pkl"}  # what a run may leave
+CHECKPOINTS = "checkpoints"
+PARTS = {
+    "data",
+    "adapters",
+    CHECKPOINTS,
+    "events",
+    "tune",
+    "train",
+    "study.jsonl",
+    "objects.pkl",
+}  # what a run may leave
 OBJECTS = "objects.pkl"
 LOCK = "driver.lock"
 LIVE = ("space", "sampler", "scheduler")  # settings that may be functions or objects, which JSON cannot keep
@@ -52,6 +62,11 @@ class Run:
     def adapters(self) -> Path:
         """Folder where lanes leave adapters."""
         return self.folder / "adapters"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the states of trials in training."""
+        return self.folder / CHECKPOINTS
 
     @property
     def tune(self) -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankloom.training.exchange import TrialSpec
+from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 MAX_ATTEMPTS = 3
@@ -27,15 +27,31 @@ class _Flight:
     spec: TrialSpec
     results: list[dict[str, Any]] = field(default_factory=list)
     asked: int = 0  # results that Tune has asked for
-    released: bool = False  # Tune no longer wants it
+    awaiting: int | None = None  # the result that its lane wants a verdict about
+    released: bool = False  # Tune no longer wants it, or not now
+    paused: bool = False  # and will come back with it
+    told: bool = False  # its lane knows that it is to stop
     ended: bool = False
     lane: str | None = None
     deaths: int = 0  # of processes that trained it
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """What its lane should be told, if anything."""
+        if self.released:
+            return None if self.told else "pause" if self.paused else "stop"
+        return "go_on" if self.awaiting is not None and self.asked > self.awaiting + 1 else None
+
+    @property
+    def decided(self) -> int:
+        """The last step after which it was told to go on."""
+        steps = [result["steps"] for result in self.results[: max(0, self.asked - 1)] if "steps" in result]
+        return max(steps, default=self.spec.decided)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where the trial on a lane is; seen by the terminal only."""
+    """Where a trial on a lane is; seen by the terminal only."""
 
     trial_id: str
     number: int
@@ -49,9 +65,10 @@ class LaneState:
 
     lane: str
     state: str = "starting"  # then 'loading', 'ready', and 'done' or 'failed'
-    message: str = ""
+    message: str = ""  # why it failed; else how it trains
     starts: int = 0
     pid: int | None = None
+    slots: int = 0  # trials that it trains at once; known when it is ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,45 +77,75 @@ class Past:
 
     Attributes:
         attempts: How often it was begun.
-        results: If it ended, its results, the last of which is a `final_result`: submitted again, it is answered with
-            these, so that it is not trained again and a scheduler learns what it knew.
+        results: Its evaluations, so that a scheduler learns what it knew; of one that ended, the last is its
+            `final_result`.
+        ended: Whether it ended, and is not trained again.
     """
 
     attempts: int
     results: Sequence[dict[str, Any]] = ()
+    ended: bool = False
 
 
 class Broker:
     """An asyncio object, run as a Ray actor; every method returns at once or waits without a thread."""
 
-    def __init__(self, lanes: Iterable[str], past: Mapping[str, Past] | None = None) -> None:
+    def __init__(
+        self, lanes: Iterable[str], past: Mapping[str, Past] | None = None, *, takes_turns: bool = False
+    ) -> None:
         """Start a search's broker.
 
         Args:
             lanes: Names of the lanes that will come.
             past: What an earlier run of the search saw, by trial_id.
+            takes_turns: Whether a trial that was evaluated gives its slot to one that waits for a slot: a population
+                that is larger than the slots then advances together.
         """
         self._past = dict(past or {})
+        self._takes_turns = takes_turns
         self._flights: dict[str, _Flight] = {}
+        self._names: dict[str, str] = {}
         self._queue: deque[str] = deque()
         self._events: list[Event] = []
         self._progress: dict[str, Progress] = {}
         self._lanes = {lane: LaneState(lane=lane) for lane in lanes}
+        self._in_hand: dict[str, set[str]] = {lane: set() for lane in self._lanes}
         self._closed = False
         self._changed = asyncio.Condition()
 
     # For Ray Tune
 
-    async def submit(self, trial_id: str, number: int, params: dict[str, Any]) -> None:
-        """Queue a trial; one that is known already, because its Tune actor died, goes on from where it is."""
+    async def name(self, tune_id: str, trial_id: str) -> str:
+        """Return the name of Tune's trial: the first it was given.
+
+        Population-based training copies whole configurations, and with them the number that another trial has.
+        """
+        return self._names.setdefault(tune_id, trial_id)
+
+    async def submit(self, trial_id: str, number: int, params: dict[str, Any], restored: int | None = None) -> None:
+        """Queue a trial; one that is known already goes on from where it is.
+
+        Args:
+            trial_id: Its id.
+            number: Its number in the search.
+            params: Its resolved configuration.
+            restored: The step of the checkpoint that Tune gave it, its own or another trial's; its results begin anew.
+        """
         async with self._changed:
             flight = self._flights.get(trial_id)
             if flight is None:
                 past = self._past.get(trial_id, Past(attempts=0))
                 spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts + 1)
-                flight = _Flight(spec, results=list(past.results), ended=bool(past.results))
+                flight = _Flight(spec, results=list(past.results), ended=past.ended)
                 self._flights[trial_id] = flight
-            flight.released = False
+            elif restored is not None:
+                # The lane that had it has yet to hear that it was paused.
+                await self._changed.wait_for(lambda: flight.lane is None or self._closed)
+                spec = dataclasses.replace(
+                    flight.spec, params=params, attempt=flight.spec.attempt + 1, decided=restored
+                )
+                flight = self._flights[trial_id] = _Flight(spec, deaths=flight.deaths)
+            flight.released = flight.paused = False
             if not flight.ended and flight.lane is None and trial_id not in self._queue:
                 self._queue.append(trial_id)
             self._changed.notify_all()
@@ -112,16 +159,23 @@ class Broker:
             await self._changed.wait_for(lambda: len(flight.results) > index or self._closed)
             return flight.results[index] if len(flight.results) > index else None
 
-    async def release(self, trial_id: str) -> None:
-        """Tell that Tune is done with a trial: stopped early, or ended."""
+    async def release(self, trial_id: str, *, paused: bool = False) -> None:
+        """Tell that Tune is done with a trial: stopped early, ended, or paused until it is submitted again."""
         async with self._changed:
             flight = self._flights.get(trial_id)
-            if flight is None:
+            if flight is None or flight.ended:
                 return
-            flight.released = True
+            flight.released, flight.paused = True, paused
             if trial_id in self._queue:
                 self._queue.remove(trial_id)
+            if flight.lane is None and not paused and flight.results:
+                self._finish_in_broker(flight, "stopped", "")
             self._changed.notify_all()
+
+    async def dismiss(self, tune_id: str) -> None:
+        """Tell that Tune's trial is over, also where it was paused and nobody released it."""
+        if tune_id in self._names:
+            await self.release(self._names[tune_id])
 
     # For lanes
 
@@ -132,9 +186,9 @@ class Broker:
             self._take_back(lane)
             self._changed.notify_all()
 
-    async def lane_ready(self, lane: str) -> None:
-        """Tell that a lane's base is loaded."""
-        await self._set_lane(lane, "ready")
+    async def lane_ready(self, lane: str, slots: int = 1, message: str = "") -> None:
+        """Tell that a lane's base is loaded, how many trials it trains at once, and how."""
+        await self._set_lane(lane, "ready", message, slots)
 
     async def lane_ended(self, lane: str, message: str = "") -> None:
         """Tell that a lane is over; a message means that it failed, and when no lane is left the search closes."""
@@ -145,42 +199,57 @@ class Broker:
                 self._closed = True
             self._changed.notify_all()
 
-    async def take(self, lane: str) -> TrialSpec | None:
-        """Wait for the next trial for a lane; None when there will be no more."""
+    async def orders(self, lane: str, free: int, wait_s: float | None) -> Orders:
+        """Return what a lane is to do, as soon as there is something; see `Exchange.orders`."""
         async with self._changed:
             starts = self._lanes[lane].starts
-            await self._changed.wait_for(lambda: self._queue or self._closed or self._lanes[lane].starts != starts)
-            # A process that died while it waited must not take a trial from the one that came after it.
-            if self._closed or self._lanes[lane].starts != starts:
-                return None
-            flight = self._flights[self._queue.popleft()]
-            flight.lane = lane
-            return flight.spec
+
+            def over() -> bool:
+                # A process that died while it waited must not take a trial from the one that came after it.
+                return self._closed or self._lanes[lane].starts != starts
+
+            def ready() -> bool:
+                hand = (self._flights[trial_id] for trial_id in self._in_hand[lane])
+                return over() or bool(free and self._queue) or any(flight.verdict for flight in hand)
+
+            await self._wait(ready, wait_s)
+            if over():
+                return Orders(over=True)
+            verdicts = {trial_id: self._tell(self._flights[trial_id]) for trial_id in sorted(self._in_hand[lane])}
+            trials = []
+            while len(trials) < free and self._queue:
+                flight = self._flights[self._queue.popleft()]
+                flight.lane = lane
+                flight.spec = dataclasses.replace(flight.spec, decided=flight.decided)
+                self._in_hand[lane].add(flight.spec.trial_id)
+                trials.append(flight.spec)
+            self._changed.notify_all()
+            return Orders(trials=tuple(trials), verdicts={key: verdict for key, verdict in verdicts.items() if verdict})
 
     async def started(self, event: TrialStarted) -> None:
         """Record that a lane began a trial."""
         await self._record(event)
 
-    async def progress(self, lane: str, progress: Progress) -> None:
-        """Keep where a lane is."""
-        self._progress[lane] = progress
+    async def progress(self, progress: Progress) -> None:
+        """Keep where a trial is."""
+        self._progress[progress.trial_id] = progress
 
-    async def report(self, event: TrialReported) -> bool | None:
-        """Pass an evaluation on to Tune and wait for its decision: True to go on, False to stop, None if closed first.
+    async def report(self, event: TrialReported) -> None:
+        """Pass an evaluation on to Tune; its verdict comes with later orders.
 
         A retried trial repeats the evaluations of its first attempt; those that Tune has seen are answered at once.
         """
-        flight = self._flights[event.trial_id]
-        seen = next((i for i, result in enumerate(flight.results) if result["steps"] == event.step), None)
-        if seen is None:
-            await self._record(event)
         async with self._changed:
+            if self._closed:
+                return
+            flight = self._flights[event.trial_id]
+            seen = next((i for i, result in enumerate(flight.results) if result.get("steps") == event.step), None)
             if seen is None:
                 seen = len(flight.results)
                 flight.results.append(dict(event.metrics))
-                self._changed.notify_all()
-            await self._changed.wait_for(lambda: flight.asked > seen + 1 or flight.released or self._closed)
-            return None if self._closed else not flight.released
+                self._events.append(event)
+            flight.awaiting = seen
+            self._changed.notify_all()
 
     async def finish(self, event: TrialEnded, before: Sequence[TrialReported] = ()) -> None:
         """Record how a trial ended, and reports that nobody decides about `before` it, and let Tune know."""
@@ -203,6 +272,17 @@ class Broker:
         """Return the lanes and where each is."""
         return list(self._lanes.values()), list(self._progress.values())
 
+    async def planned(self) -> int:
+        """Wait until a lane knows how many trials it trains at once; all lanes' slots, or 0 if the search is closed.
+
+        Lanes that are not ready yet are taken to have as many as the first one that is: they hold the same base on the
+        same kind of device, and a trial too many only waits in the queue.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or any(state.slots for state in self._lanes.values()))
+            known = [state.slots for state in self._lanes.values() if state.slots]
+            return 0 if self._closed else sum(state.slots or known[0] for state in self._lanes.values())
+
     async def drained(self, timeout_s: float) -> bool:
         """Wait until no lane has a trial in hand, or the search is closed; False if that takes too long."""
         async with self._changed:
@@ -218,12 +298,34 @@ class Broker:
 
     # Inside
 
-    async def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+    async def _wait(self, ready: Callable[[], bool], timeout_s: float | None) -> bool:
         # Not asyncio.wait_for alone: with a timeout of 0 it gives up on a condition that holds already.
         if not ready():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(ready), timeout_s)
         return ready()
+
+    def _tell(self, flight: _Flight) -> Verdict | None:
+        """Give a verdict, once."""
+        verdict = flight.verdict
+        if verdict == "go_on":
+            flight.awaiting = None
+            if self._takes_turns and self._queue:
+                verdict = "pause"
+                flight.spec = dataclasses.replace(flight.spec, attempt=flight.spec.attempt + 1)
+                self._queue.append(flight.spec.trial_id)
+        if verdict == "stop":
+            flight.told = True
+        elif verdict == "pause":
+            flight.awaiting = None
+            self._let_go(flight)
+        return verdict
+
+    def _let_go(self, flight: _Flight) -> None:
+        if flight.lane is not None:
+            self._in_hand[flight.lane].discard(flight.spec.trial_id)
+        flight.lane = None
+        self._progress.pop(flight.spec.trial_id, None)
 
     async def _record(self, event: Event) -> None:
         async with self._changed:
@@ -232,21 +334,25 @@ class Broker:
                 self._events.append(event)
                 self._changed.notify_all()
 
-    async def _set_lane(self, lane: str, state: str, message: str = "") -> None:
+    async def _set_lane(self, lane: str, state: str, message: str = "", slots: int | None = None) -> None:
         async with self._changed:
             known = self._lanes[lane]
             if known.state != "failed":  # the first reason is the one to tell
-                self._lanes[lane] = dataclasses.replace(known, state=state, message=message)
-            self._progress.pop(lane, None)
+                self._lanes[lane] = dataclasses.replace(
+                    known, state=state, message=message, slots=known.slots if slots is None else slots
+                )
             self._changed.notify_all()
 
     def _take_back(self, lane: str) -> None:
-        """Put the trials that a lane had in hand back into the queue."""
-        for flight in self._flights.values():
-            if flight.lane != lane or flight.ended:
-                continue
-            spec, flight.lane = flight.spec, None
+        """Put the trials that a lane had in hand back into the queue, in the order in which they came."""
+        for trial_id in sorted(self._in_hand[lane], key=lambda known: self._flights[known].spec.number, reverse=True):
+            flight = self._flights[trial_id]
+            spec = flight.spec
+            self._let_go(flight)
             flight.deaths += 1
+            flight.awaiting = None
+            if flight.released and flight.paused:
+                continue
             if flight.released:
                 self._finish_in_broker(flight, "stopped", "its lane died after it was stopped")
             elif flight.deaths >= MAX_ATTEMPTS:
@@ -263,6 +369,7 @@ class Broker:
     def _end(self, event: TrialEnded) -> None:
         flight = self._flights[event.trial_id]
         flight.ended = True
+        self._let_go(flight)
         flight.results.append(final_result(event))
 
 

@@ -26,7 +26,14 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is handled h
 import optuna
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 
 from rankloom.cluster.broker import Broker, LaneState, Past, Progress
 from rankloom.cluster.lane import LaneConfig, run_lane
@@ -39,6 +46,7 @@ from rankloom.runs import Run
 from rankloom_registry import Event
 
 DRAIN_S = 600.0
+PAUSING = (HyperBandScheduler, PopulationBasedTraining)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +60,7 @@ class Job:
         space: Optuna distributions by name, or a function of an Optuna trial.
         resolve: Turns sampled parameters into a trial's configuration.
         points: Points to try first.
+        largest: Configuration of the largest adapter that is to be expected.
         past: What an earlier run saw of its trials, by trial_id.
         verbose: Whether Ray may talk.
     """
@@ -62,6 +71,7 @@ class Job:
     space: Any
     resolve: Callable[[dict[str, Any]], dict[str, Any]]
     points: list[dict[str, Any]]
+    largest: dict[str, Any]
     past: Mapping[str, Past] = field(default_factory=dict)
     verbose: bool = False
 
@@ -98,14 +108,18 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
     with connected(verbose=job.verbose) as local:
         lanes = lane_configs(job, local=local)
         broker: Any = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(
-            [lane.name for lane in lanes], dict(job.past)
+            [lane.name for lane in lanes],
+            dict(job.past),
+            takes_turns=isinstance(job.config.scheduler, PopulationBasedTraining),
         )
         refs = [run_lane.remote(lane, broker) for lane in lanes]
         follower = _Follower(broker, record, watch)
         follower.start()
         try:
             with _interruptible(broker):
-                _tuner(job, broker, len(lanes)).fit()
+                # Tune is to propose as many trials at once as there are slots, and a lane measures how many it has.
+                if slots := ray.get(broker.planned.remote()):
+                    _tuner(job, broker, slots).fit()
                 if not _STOP.is_set():
                     ray.get(broker.drained.remote(DRAIN_S))
             follower.finish()
@@ -119,6 +133,7 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
             if pending:
                 raise SearchError(f"{len(pending)} lanes did not end within {DRAIN_S:.0f} s of the last trial")
             _raise_for_lanes(ray.get(broker.state.remote())[0])
+            shutil.rmtree(job.run.checkpoints, ignore_errors=True)  # every trial has ended
         finally:
             follower.finish()
             for ref in refs:
@@ -163,6 +178,10 @@ def lane_configs(job: Job, *, local: bool) -> list[LaneConfig]:
             run_folder=job.run.folder,
             training=job.training,
             quantization=job.config.quantization,
+            engine=job.config.engine,
+            slots=job.config.slots_per_lane,
+            most_slots=min(job.config.num_samples, job.config.max_concurrent_trials or job.config.num_samples),
+            largest=job.largest,
             resources=each,
             verbose=job.verbose,
         )
@@ -194,7 +213,17 @@ def build_scheduler(scheduler: Any, *, grace_steps: int, max_steps: int) -> Tria
     raise ConfigError(f"scheduler must be 'asha', 'median', 'fifo', None or a Ray Tune scheduler, got {scheduler!r}")
 
 
-def _tuner(job: Job, broker: Any, lanes: int) -> tune.Tuner:
+class _Farewell(tune.Callback):
+    """Tells the broker of trials that end while they are paused, when no actor of theirs is left to tell."""
+
+    def __init__(self, broker: Any) -> None:
+        self._broker = broker
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._broker.dismiss.remote(trial.trial_id)
+
+
+def _tuner(job: Job, broker: Any, slots: int) -> tune.Tuner:
     trainable = tune.with_resources(
         tune.with_parameters(
             LaneTrial,
@@ -202,6 +231,7 @@ def _tuner(job: Job, broker: Any, lanes: int) -> tune.Tuner:
             search_id=job.run.search_id,
             resolve=job.resolve,
             seed=job.config.seed,
+            checkpoints=job.run.checkpoints,
         ),
         {"cpu": CPU_SHARE},
     )
@@ -226,7 +256,9 @@ def _tuner(job: Job, broker: Any, lanes: int) -> tune.Tuner:
                 job.config.scheduler, grace_steps=min(eval_steps, max_steps), max_steps=max_steps
             ),
             num_samples=job.config.num_samples,
-            max_concurrent_trials=job.config.max_concurrent_trials or lanes * job.config.slots_per_lane,
+            # A scheduler that pauses trials compares more of them than there are slots; they wait in the broker.
+            max_concurrent_trials=job.config.max_concurrent_trials
+            or (None if isinstance(job.config.scheduler, PAUSING) else slots),
             time_budget_s=job.config.time_budget_s,
             reuse_actors=True,
             trial_dirname_creator=_trial_folder,
@@ -235,6 +267,7 @@ def _tuner(job: Job, broker: Any, lanes: int) -> tune.Tuner:
             name=job.run.tune.name,
             storage_path=str(job.run.tune.parent),
             stop=_StopFlag(),
+            callbacks=[_Farewell(broker)],
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=1 if job.verbose else 0,

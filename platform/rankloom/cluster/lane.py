@@ -17,7 +17,8 @@ from rankloom.cluster.broker import Progress
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.errors import RankloomError
 from rankloom.hush import hush
-from rankloom.training.exchange import Outcome, TrialSpec
+from rankloom.runs import CHECKPOINTS
+from rankloom.training.exchange import Orders, Outcome, TrialSpec
 from rankloom_registry import Event, EventError, TrialEnded, TrialReported, TrialStarted
 
 MAX_RESTARTS = 5
@@ -43,6 +44,10 @@ class LaneConfig:
         run_folder: The search's run folder, seen by every node.
         training: Settings that the trials share.
         quantization: How to load the base.
+        engine: 'packed', 'trl', or None for 'packed' where it applies.
+        slots: Trials trained at once; None lets the lane measure.
+        most_slots: More would never be filled.
+        largest: Configuration of the largest adapter that is to be expected.
         resources: Ray resources of the worker, such as {"GPU": 1, "CPU": 4}.
         verbose: Whether libraries may talk.
     """
@@ -53,6 +58,10 @@ class LaneConfig:
     run_folder: Path
     training: TrainingConfig
     quantization: QuantizationConfig
+    engine: str | None
+    slots: int | None
+    most_slots: int
+    largest: dict[str, Any]
     resources: dict[str, float]
     verbose: bool = False
 
@@ -86,7 +95,7 @@ def run_lane(config: LaneConfig, broker: Any) -> None:
 
 
 def train_lane(loop_config: dict[str, Any]) -> None:
-    """Load the base, train until the broker has no more trials, and prove that the base was left as it was."""
+    """Load the base, train until the search is over, and prove that the base was left as it was."""
     config: LaneConfig = loop_config["lane"]
     broker = loop_config["broker"]
     # A lane is one process: without these, accelerate would see Ray's group of one and wrap models for several.
@@ -105,18 +114,23 @@ def train_lane(loop_config: dict[str, Any]) -> None:
 def _train(config: LaneConfig, broker: Any) -> None:
     from datasets import load_from_disk
 
+    from rankloom.training.engines import build_engine
     from rankloom.training.resident import load_resident_base
-    from rankloom.training.trl import TrlEngine
 
     base = load_resident_base(config.base, config.quantization, config.training)
-    engine = TrlEngine(
+    engine, slots, reason = build_engine(
+        config.engine,
         base=base,
         train_dataset=load_from_disk(str(config.run_folder / "data" / "train")),
         eval_dataset=load_from_disk(str(config.run_folder / "data" / "eval")),
         training=config.training,
         adapters=config.run_folder / "adapters",
+        checkpoints=config.run_folder / CHECKPOINTS,
+        slots=config.slots,
+        most_slots=config.most_slots,
+        largest=config.largest,
     )
-    ray.get(broker.lane_ready.remote(config.name))
+    ray.get(broker.lane_ready.remote(config.name, slots, reason))
     with event_log(config.run_folder, config.name) as log:
         engine.run(BrokerExchange(config, broker, log))
     base.assert_unchanged()
@@ -130,12 +144,11 @@ class BrokerExchange:
         self._config = config
         self._broker = broker
         self._log = log
-        self._cut_short = False
 
-    def take(self) -> TrialSpec | None:
-        """Wait for the next trial."""
-        spec: TrialSpec | None = ray.get(self._broker.take.remote(self._config.name))
-        if spec is not None:
+    def orders(self, free: int, wait_s: float | None) -> Orders:
+        """Ask the broker what to do."""
+        orders: Orders = ray.get(self._broker.orders.remote(self._config.name, free, wait_s))
+        for spec in orders.trials:
             event = TrialStarted(
                 trial_id=spec.trial_id,
                 search_id=self._config.search_id,
@@ -146,27 +159,23 @@ class BrokerExchange:
             )
             self._write(event)
             ray.get(self._broker.started.remote(event))
-        return spec
+        return orders
 
     def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
         """Tell where the trial is, without waiting."""
         self._broker.progress.remote(
-            self._config.name, Progress(trial_id=spec.trial_id, number=spec.number, step=step, train_loss=train_loss)
+            Progress(trial_id=spec.trial_id, number=spec.number, step=step, train_loss=train_loss)
         )
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> bool:
-        """Tell an evaluation and wait for Tune's decision."""
+    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
+        """Tell an evaluation."""
         event = TrialReported(trial_id=spec.trial_id, step=metrics["steps"], metrics=metrics)
         self._write(event)
-        decision: bool | None = ray.get(self._broker.report.remote(event))
-        self._cut_short = decision is None
-        return bool(decision)
+        ray.get(self._broker.report.remote(event))
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Tell how the trial ended; its last evaluation is a report as well."""
-        if self._cut_short:  # by the close of the search: nobody stopped it, and a resumed search trains it again
-            return
-        events: list[Event] = []
+        events: list[TrialReported] = []
         if outcome.metrics and outcome.status == "completed":
             events.append(TrialReported(trial_id=spec.trial_id, step=outcome.metrics["steps"], metrics=outcome.metrics))
         end = TrialEnded(

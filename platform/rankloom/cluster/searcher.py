@@ -60,6 +60,7 @@ class OptunaSearcher(OptunaSearch):
             [trial for trial in self._ot_study.trials if trial.state != TrialState.WAITING]
         )
         self._interrupted = False
+        self._last: dict[str, dict[str, Any]] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """Return a trial's `number` and sampled `params`: those of an earlier run first, then new ones."""
@@ -77,10 +78,12 @@ class OptunaSearcher(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Leave what is reported in mid-trial to the scheduler; the study learns the last value, at the end."""
+        self._last[trial_id] = result
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended; one that was cut short stays RUNNING, for a resumed search to take up."""
-        result = result or {}
+        # A trial that is stopped while it is paused ends without a result.
+        result = result or self._last.get(trial_id, {})
         outcome, value = result.get("outcome"), result.get(self._metric)
         if outcome == INTERRUPTED:
             self._interrupted = True

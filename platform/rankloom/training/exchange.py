@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Status = Literal["completed", "stopped", "failed"]
+Verdict = Literal["go_on", "stop", "pause"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,13 +20,15 @@ class TrialSpec:
         number: Its number in the search; 0 is the prior configuration.
         params: Resolved configuration: r, lora_alpha, use_rslora, lora_dropout, learning_rate, target_modules, seed,
             and any training setting that the space varies.
-        attempt: 1, or more after a lane died under it.
+        attempt: 1, or more after a lane died under it or it was paused.
+        decided: The last step whose evaluation was answered with 'go_on': a checkpoint of it need not ask again.
     """
 
     trial_id: str
     number: int
     params: dict[str, Any]
     attempt: int = 1
+    decided: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +48,37 @@ class Outcome:
     adapter: Path | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What an engine is to do next.
+
+    Attributes:
+        trials: Trials to begin.
+        verdicts: Decisions by trial_id, each given once: about a report, or 'stop' at any time.
+        over: The search is over: trials in hand are left as they are, cut short.
+    """
+
+    trials: tuple[TrialSpec, ...] = ()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    over: bool = False
+
+
 class Exchange(Protocol):
     """What an engine asks for and tells; a lane's goes to the broker, a script's is a list."""
 
-    def take(self) -> TrialSpec | None:
-        """Return the next trial, waiting for one if need be, or None when there will be no more."""
+    def orders(self, free: int, wait_s: float | None) -> Orders:
+        """Ask for at most `free` new trials and for decisions, waiting until there is something, at most `wait_s`.
+
+        Args:
+            free: Trials that the engine could begin.
+            wait_s: Seconds to wait; 0 returns what there is, None waits as long as it takes.
+        """
 
     def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
         """Tell how far a trial is; cheap, may be lost."""
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> bool:
-        """Tell an evaluation in mid-trial (`steps` and StepMetrics' fields); False means stop this trial now."""
+    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
+        """Tell an evaluation in mid-trial (`steps` and StepMetrics' fields); the verdict comes with later orders."""
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Tell how a trial ended."""
@@ -67,20 +91,25 @@ class LocalExchange:
         """Hold trials to run; `stop` maps a trial_id to the step at whose report it is stopped."""
         self._queue = list(specs)
         self._stop = stop or {}
+        self._verdicts: dict[str, Verdict] = {}
         self.reports: dict[str, list[dict[str, Any]]] = {spec.trial_id: [] for spec in specs}
         self.outcomes: dict[str, Outcome] = {}
 
-    def take(self) -> TrialSpec | None:
-        """Return the next trial of the list."""
-        return self._queue.pop(0) if self._queue else None
+    def orders(self, free: int, wait_s: float | None) -> Orders:
+        """Return the next trials of the list, and what was decided."""
+        trials = tuple(self._queue[:free])
+        del self._queue[:free]
+        verdicts, self._verdicts = self._verdicts, {}
+        return Orders(trials=trials, verdicts=verdicts, over=len(self.outcomes) == len(self.reports))
 
     def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
         """Ignore it: nobody watches a script's list."""
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> bool:
+    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
         """Keep the report."""
         self.reports[spec.trial_id].append(metrics)
-        return bool(metrics["steps"] < self._stop.get(spec.trial_id, metrics["steps"] + 1))
+        goes_on = metrics["steps"] < self._stop.get(spec.trial_id, metrics["steps"] + 1)
+        self._verdicts[spec.trial_id] = "go_on" if goes_on else "stop"
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Keep the outcome."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,11 +17,20 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rankloom.config import TrainingConfig
-from rankloom.errors import RankloomError, TrainingError
+from rankloom.errors import TrainingError
 from rankloom.training.evaluation import evaluate_loss
 from rankloom.training.exchange import Exchange, Outcome, TrialSpec
-from rankloom.training.resident import ResidentBase, uses_gradient_checkpointing
-from rankloom_spaces import SpaceError, resolve_target_modules
+from rankloom.training.resident import ResidentBase
+from rankloom.training.trial import (
+    arguments,
+    failed,
+    lora_config,
+    peak_memory_bytes,
+    release_memory,
+    require_finite,
+    reset_peak_memory,
+    varied,
+)
 
 
 class TrlEngine:
@@ -56,29 +61,29 @@ class TrlEngine:
         self.adapters = adapters
 
     def run(self, exchange: Exchange) -> None:
-        """Train every trial that the exchange gives, until it gives no more."""
-        while (spec := exchange.take()) is not None:
-            exchange.finish(spec, self._outcome(spec, exchange))
+        """Train every trial that the exchange gives, until it is over."""
+        while not (orders := exchange.orders(free=1, wait_s=None)).over:
+            for spec in orders.trials:
+                outcome = self._outcome(spec, exchange)
+                if outcome is not None:
+                    exchange.finish(spec, outcome)
 
-    def _outcome(self, spec: TrialSpec, exchange: Exchange) -> Outcome:
+    def _outcome(self, spec: TrialSpec, exchange: Exchange) -> Outcome | None:
         # Planned fault tolerance: whatever goes wrong inside a trial (out of memory, a NaN, a library's exception) is
         # that trial's outcome; the base is put back and the lane goes on.
         try:
             return self._train(spec, exchange)
-        except (RankloomError, SpaceError) as error:
-            return Outcome(status="failed", message=str(error))
         except Exception as error:  # noqa: BLE001
-            if _is_out_of_memory(error):
-                _release_memory()
-                return Outcome(status="failed", message=f"out of memory: {_one_line(error)}; lower r or the batch size")
-            return Outcome(status="failed", message=f"{type(error).__name__}: {_one_line(error)}")
+            outcome = failed(error)
+        release_memory()
+        return outcome
 
-    def _train(self, spec: TrialSpec, exchange: Exchange) -> Outcome:
+    def _train(self, spec: TrialSpec, exchange: Exchange) -> Outcome | None:
         started = time.monotonic()
         training = varied(self.training, spec.params)
         set_seed(spec.params["seed"])
         with adapted(self.base, lora_config(self.base, spec.params)) as model:
-            _reset_peak_memory()
+            reset_peak_memory()
             with tempfile.TemporaryDirectory(prefix="rankloom-") as scratch:
                 trainer = SFTTrainer(
                     model=model,
@@ -94,6 +99,8 @@ class TrlEngine:
                 watch = _Watch(self, model, spec, exchange, training, started)
                 trainer.add_callback(watch)
                 trainer.train()
+            if watch.cut_short:
+                return None
             folder = self.adapters / spec.trial_id
             model.save_pretrained(str(folder), safe_serialization=True)
         return Outcome(
@@ -124,6 +131,7 @@ class _Watch(TrainerCallback):
         self._losses: list[float] = []
         self.metrics: dict[str, Any] = {}
         self.stopped = False
+        self.cut_short = False
 
     # on_log rather than on_step_end: it follows it, and carries the step's loss, gradient norm and learning rate.
     def on_log(
@@ -137,8 +145,8 @@ class _Watch(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         step, loss = state.global_step, float(logs["loss"])
-        _require_finite("train_loss", loss, step)
-        _require_finite("grad_norm", float(logs["grad_norm"]), step)
+        require_finite("train_loss", loss, step)
+        require_finite("grad_norm", float(logs["grad_norm"]), step)
         self._losses.append(loss)
         self._exchange.progress(self._spec, step, loss)
         if step != state.max_steps and step % self._training.eval_every(state.max_steps):
@@ -149,7 +157,7 @@ class _Watch(TrainerCallback):
             batch_size=self._training.per_device_eval_batch_size,
             autocast_dtype=self._engine.base.compute_dtype,
         ).loss
-        _require_finite("eval_loss", eval_loss, step)
+        require_finite("eval_loss", eval_loss, step)
         self.metrics = {
             "steps": step,
             "epoch": state.epoch,
@@ -163,8 +171,20 @@ class _Watch(TrainerCallback):
         }
         self._losses.clear()
         # The last evaluation travels with the outcome: there is nothing left to decide about it.
-        if step < state.max_steps and not self._exchange.report(self._spec, dict(self.metrics)):
-            self.stopped = control.should_training_stop = True
+        if step < state.max_steps and self._is_to_stop():
+            control.should_training_stop = True
+
+    def _is_to_stop(self) -> bool:
+        """Report the evaluation and wait for what is decided about it."""
+        self._exchange.report(self._spec, dict(self.metrics))
+        while True:
+            orders = self._exchange.orders(free=0, wait_s=None)
+            verdict = orders.verdicts.get(self._spec.trial_id)
+            if verdict == "pause":  # a trainer's state is nowhere kept
+                raise TrainingError("the scheduler pauses trials, which engine 'trl' cannot: set engine to 'packed'")
+            self.stopped, self.cut_short = verdict == "stop", orders.over and verdict is None
+            if verdict is not None or orders.over:
+                return self.stopped or self.cut_short
 
 
 @contextlib.contextmanager
@@ -196,91 +216,17 @@ def adapted(base: ResidentBase, config: LoraConfig) -> Iterator[PeftModel]:
         base.model.requires_grad_(False)
 
 
-def lora_config(base: ResidentBase, params: dict[str, Any]) -> LoraConfig:
-    """Build PEFT's configuration of a trial, with target modules resolved on the base at hand."""
-    return LoraConfig(
-        r=params["r"],
-        lora_alpha=params["lora_alpha"],
-        use_rslora=params["use_rslora"],
-        lora_dropout=params["lora_dropout"],
-        target_modules=resolve_target_modules(params["target_modules"], base.leaf_modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=str(base.path),
-    )
-
-
-def varied(training: TrainingConfig, params: dict[str, Any]) -> TrainingConfig:
-    """Return the settings with those that the space varies put in, checked again."""
-    changes = {name: params[name] for name in params.keys() & TrainingConfig.model_fields.keys()}
-    return TrainingConfig.model_validate({**training.model_dump(), **changes}) if changes else training
-
-
 def sft_config(training: TrainingConfig, params: dict[str, Any], base: ResidentBase, scratch: str) -> SFTConfig:
-    """Build TRL's configuration of a trial; mixed precision follows the base's compute dtype."""
-    device = next(base.model.parameters()).device
+    """Build TRL's configuration of a trial."""
     return SFTConfig(
-        output_dir=scratch,
-        max_steps=training.max_steps or -1,
-        num_train_epochs=training.num_train_epochs,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=params["learning_rate"],
-        lr_scheduler_type=training.lr_scheduler_type,
-        # A share below one is a ratio: transformers 5 folded warmup_ratio into warmup_steps.
-        warmup_steps=training.warmup_ratio,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=training.optim or ("paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"),
-        gradient_checkpointing=uses_gradient_checkpointing(training, device),
-        bf16=base.compute_dtype == torch.bfloat16,
-        fp16=base.compute_dtype == torch.float16,
-        use_cpu=device.type == "cpu",
+        **arguments(training, params, base, scratch),
         max_length=training.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},
-        seed=params["seed"],
-        data_seed=params["seed"],
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="no",
         save_strategy="no",
-        report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=device.type == "cuda",
+        dataloader_pin_memory=base.model.device.type == "cuda",
     )
-
-
-def peak_memory_bytes() -> int:
-    """Return the most memory used so far: on the GPU since the trial began, on a CPU by the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def _reset_peak_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch has a type of its own for this on accelerators only.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _release_memory() -> None:
-    import gc
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _require_finite(name: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(f"{name} is {value} at step {step}: lower learning_rate or max_grad_norm")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

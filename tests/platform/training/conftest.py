@@ -122,3 +122,31 @@ def run_trials(engine_of: Callable[..., TrlEngine]) -> Callable[..., LocalExchan
         return exchange
 
     return run
+
+
+@pytest.fixture
+def run_packed(rows: tuple[Dataset, Dataset], tmp_path: Path) -> Callable[..., LocalExchange]:
+    """Runs trials in slots of a resident base, and returns what came of them."""
+    from rankloom.training.packed.engine import PackedEngine
+
+    def run(
+        base: ResidentBase,
+        *specs: TrialSpec,
+        slots: int,
+        training: TrainingConfig = TRAINING,
+        stop: dict[str, int] | None = None,
+        checkpoints: Path | None = None,
+    ) -> LocalExchange:
+        exchange = LocalExchange(list(specs), stop=stop)
+        PackedEngine(
+            base=base,
+            train_dataset=rows[0],
+            eval_dataset=rows[1],
+            training=training,
+            adapters=tmp_path / f"adapters-{slots}-{len(specs)}",
+            slots=slots,
+            checkpoints=checkpoints,
+        ).run(exchange)
+        return exchange
+
+    return run

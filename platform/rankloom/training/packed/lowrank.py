@@ -1,0 +1,175 @@
+"""The low-rank paths of several adapters over one frozen layer, forward and backward.
+
+Each adapter sees its own tokens only: y[own] += scaling · dropout(x[own]) Aᵀ Bᵀ (LoRA, arXiv:2106.09685, equation 3).
+The base's layer is not touched: a forward hook listens to its input and adds to its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rankloom.training.packed.layout import Span
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One adapter's factors in one layer, as views into its trial's storage.
+
+    Attributes:
+        a: [r, in_features], in the compute dtype.
+        b: [out_features, r], in the compute dtype.
+        grad_a: fp32 [r, in_features]; backward adds to it.
+        grad_b: fp32 [out_features, r]; backward adds to it.
+        scaling: alpha / r, or alpha / sqrt(r) with rsLoRA.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    grad_a: torch.Tensor
+    grad_b: torch.Tensor
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wearer:
+    """Tokens that wear an adapter.
+
+    Attributes:
+        span: Its tokens.
+        factors: The adapter, by qualified name of the layer.
+        dropout: Probability that an input element is dropped; 0 in evaluation.
+        seed: Of the dropout masks: the same seed and layer give the same mask, whoever else is in the pack and however
+            often the layer runs (activations may be computed again in the backward pass).
+    """
+
+    span: Span
+    factors: dict[str, LowRank]
+    dropout: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    span: Span
+    factors: LowRank
+    keep: torch.Tensor | None  # bool [tokens, in_features]
+    gain: float  # of what is kept
+
+
+class LowRankPaths:
+    """Forward hooks on the layers of a base, which add the low-rank paths of whoever wears an adapter."""
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
+        """Hook the layers.
+
+        Args:
+            model: The frozen base.
+            names: Qualified names of linear layers (Linear, Conv1D, Linear4bit, Linear8bitLt).
+            dtype: The compute dtype of the low-rank products.
+        """
+        self._dtype = dtype
+        self._wearers: tuple[Wearer, ...] = ()
+        self._anchor = torch.zeros((), requires_grad=True, device=next(model.parameters()).device)
+        # Projections of one input (q, k, v; gate, up) share its cast.
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._handles = [
+            model.get_submodule(name).register_forward_hook(self._hook(name, index)) for index, name in enumerate(names)
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def worn(self, wearers: Sequence[Wearer]) -> Iterator[None]:
+        """Let these tokens wear these adapters for a while; the backward pass belongs inside."""
+        self._wearers = tuple(wearers)
+        try:
+            yield
+        finally:
+            self._wearers, self._last = (), None
+
+    def _hook(self, name: str, index: int) -> Any:
+        def add(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+            wearers = [wearer for wearer in self._wearers if name in wearer.factors]
+            if not wearers:
+                return None
+            x = args[0]
+            parts = [self._part(wearer, name, index, x) for wearer in wearers]
+            result: torch.Tensor = _SlotBySlot.apply(self._anchor, x, self._cast(x), output, parts)
+            return result
+
+        return add
+
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, x.detach().to(self._dtype).reshape(-1, x.shape[-1]))
+        return self._last[1]
+
+    def _part(self, wearer: Wearer, name: str, index: int, x: torch.Tensor) -> _Part:
+        keep, gain = None, 1.0
+        if wearer.dropout:
+            generator = torch.Generator(device=x.device).manual_seed((wearer.seed * 1_000_003 + index) % 2**63)
+            shape = (wearer.span.length, x.shape[-1])
+            keep = torch.rand(shape, generator=generator, device=x.device) >= wearer.dropout
+            gain = 1.0 / (1.0 - wearer.dropout)
+        return _Part(wearer.span, wearer.factors[name], keep, gain)
+
+
+class _SlotBySlot(torch.autograd.Function):
+    """Adds each adapter's path, one adapter after the other; exact products of its own tokens alone."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, anchor: torch.Tensor, x: torch.Tensor, cast: torch.Tensor, y: torch.Tensor, parts: list[_Part]
+    ) -> torch.Tensor:
+        # The anchor makes the result differentiable where neither the input nor the frozen layer is.
+        out = y.reshape(-1, y.shape[-1]).clone()
+        projected = []
+        for part in parts:
+            own = _dropped(cast[part.span.slice], part.keep, part.gain)
+            h = torch.mm(own, part.factors.a.T) * part.factors.scaling
+            target = out[part.span.slice]
+            if target.dtype == h.dtype:
+                target.addmm_(h, part.factors.b.T)
+            else:
+                target += torch.mm(h, part.factors.b.T)
+            projected.append(h)
+        # Masks go the way of all saved tensors, so that gradient checkpointing frees them too.
+        ctx.parts = [(part.span, part.factors, part.gain) for part in parts]
+        ctx.input = (x.dtype, x.shape)
+        ctx.save_for_backward(cast, *projected, *(part.keep for part in parts))
+        return out.view(y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        cast, *saved = ctx.saved_tensors
+        projected, keeps = saved[: len(ctx.parts)], saved[len(ctx.parts) :]
+        dtype, shape = ctx.input
+        flat = grad.reshape(-1, grad.shape[-1]).to(cast.dtype)
+        grad_x = torch.zeros_like(cast) if ctx.needs_input_grad[1] else None
+        for (span, factors, gain), h, keep in zip(ctx.parts, projected, keeps, strict=True):
+            own_grad = flat[span.slice]
+            grad_h = torch.mm(own_grad, factors.b) * factors.scaling
+            _add_product(factors.grad_a, grad_h.T, _dropped(cast[span.slice], keep, gain))
+            _add_product(factors.grad_b, own_grad.T, h)
+            if grad_x is not None:
+                grad_x[span.slice] = _dropped(torch.mm(grad_h, factors.a), keep, gain)
+        return None, None if grad_x is None else grad_x.to(dtype).view(shape), None, grad, None
+
+
+def _dropped(x: torch.Tensor, keep: torch.Tensor | None, gain: float) -> torch.Tensor:
+    return x if keep is None else x * keep * gain
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += torch.mm(left, right)
