@@ -136,6 +136,7 @@ def run_packed(rows: tuple[Dataset, Dataset], tmp_path: Path) -> Callable[..., L
         training: TrainingConfig = TRAINING,
         stop: dict[str, int] | None = None,
         checkpoints: Path | None = None,
+        grouped: bool | None = None,
     ) -> LocalExchange:
         exchange = LocalExchange(list(specs), stop=stop)
         PackedEngine(
@@ -146,6 +147,7 @@ def run_packed(rows: tuple[Dataset, Dataset], tmp_path: Path) -> Callable[..., L
             adapters=tmp_path / f"adapters-{slots}-{len(specs)}",
             slots=slots,
             checkpoints=checkpoints,
+            grouped=grouped,
         ).run(exchange)
         return exchange
 

@@ -39,6 +39,7 @@ class PackedEngine:
         adapters: Path,
         slots: int,
         checkpoints: Path | None = None,
+        grouped: bool | None = None,
     ) -> None:
         """Hold what every trial shares.
 
@@ -51,12 +52,14 @@ class PackedEngine:
             slots: Trials trained at once.
             checkpoints: Folder in which a trial's state is kept until it ends, as `<trial_id>.safetensors`; a trial
                 whose state lies there goes on from it. None keeps none.
+            grouped: See `PackedModel`.
         """
         self.base = base
         self.training = training
         self.adapters = adapters
         self.slots = slots
         self.checkpoints = checkpoints
+        self.grouped = grouped
         self._train_rows = rows_of(train_dataset)
         # Rows of like length are evaluated together; the mean knows no order.
         self._eval_rows = sorted(rows_of(eval_dataset), key=lambda row: len(row[0]))
@@ -66,7 +69,7 @@ class PackedEngine:
 
     def run(self, exchange: Exchange) -> None:
         """Train every trial that the exchange gives, until it is over."""
-        self._model = PackedModel(self.base)
+        self._model = PackedModel(self.base, grouped=self.grouped)
         reset_peak_memory()
         patience = 0.0
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rankloom.training.packed.grouped import Grouped, Places, Stack
 from rankloom.training.packed.layout import Span
 
 
@@ -64,15 +65,19 @@ class _Part:
 class LowRankPaths:
     """Forward hooks on the layers of a base, which add the low-rank paths of whoever wears an adapter."""
 
-    def __init__(self, model: torch.nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
+    def __init__(self, model: torch.nn.Module, names: Sequence[str], dtype: torch.dtype, *, grouped: bool) -> None:
         """Hook the layers.
 
         Args:
             model: The frozen base.
             names: Qualified names of linear layers (Linear, Conv1D, Linear4bit, Linear8bitLt).
             dtype: The compute dtype of the low-rank products.
+            grouped: Whether they run batched over the adapters, or one adapter after the other.
         """
         self._dtype = dtype
+        self._grouped = grouped
+        self._stack: Stack | None = None
+        self._places: dict[tuple[int, ...], Places] = {}
         self._wearers: tuple[Wearer, ...] = ()
         self._anchor = torch.zeros((), requires_grad=True, device=next(model.parameters()).device)
         # Projections of one input (q, k, v; gate, up) share its cast.
@@ -90,10 +95,16 @@ class LowRankPaths:
     def worn(self, wearers: Sequence[Wearer]) -> Iterator[None]:
         """Let these tokens wear these adapters for a while; the backward pass belongs inside."""
         self._wearers = tuple(wearers)
+        if self._grouped and wearers:
+            self._stack = Stack(wearers)
+            self._stack.fill()
         try:
             yield
+            if self._stack is not None:
+                self._stack.hand_out()
         finally:
-            self._wearers, self._last = (), None
+            self._wearers, self._last, self._stack = (), None, None
+            self._places.clear()
 
     def _hook(self, name: str, index: int) -> Any:
         def add(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
@@ -101,11 +112,35 @@ class LowRankPaths:
             if not wearers:
                 return None
             x = args[0]
-            parts = [self._part(wearer, name, index, x) for wearer in wearers]
-            result: torch.Tensor = _SlotBySlot.apply(self._anchor, x, self._cast(x), output, parts)
+            result: torch.Tensor
+            if self._stack is not None:
+                result = self._together(self._stack, name, index, x, output)
+            else:
+                parts = [self._part(wearer, name, index, x) for wearer in wearers]
+                result = _SlotBySlot.apply(self._anchor, x, self._cast(x), output, parts)
             return result
 
         return add
+
+    def _together(self, stack: Stack, name: str, index: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        layer = stack.layer(name)
+        assert layer is not None
+        numbers = tuple(layer[0])
+        wearers = [self._wearers[number] for number in numbers]
+        if numbers not in self._places:
+            self._places[numbers] = Places(wearers, x.device)
+        keep = None
+        if any(wearer.dropout for wearer in wearers):
+            keep = torch.ones(len(wearers), max(w.span.length for w in wearers), x.shape[-1], device=x.device)
+            for place, wearer in enumerate(wearers):
+                part = self._part(wearer, name, index, x)
+                if part.keep is not None:
+                    keep[place, : wearer.span.length] = part.keep * part.gain
+            keep = keep.to(self._dtype)
+        result: torch.Tensor = Grouped.apply(
+            self._anchor, x, self._cast(x), y, name, stack, self._places[numbers], keep
+        )
+        return result
 
     def _cast(self, x: torch.Tensor) -> torch.Tensor:
         if self._last is None or self._last[0] is not x:

@@ -23,14 +23,25 @@ HEAD_TOKENS = 512
 class PackedModel:
     """The resident base with slots over it; the base's modules stay as they are, hooks add what slots wear."""
 
-    def __init__(self, base: ResidentBase) -> None:
-        """Hook the base's linear layers and its attention; `close` takes everything off again."""
+    def __init__(self, base: ResidentBase, *, grouped: bool | None = None) -> None:
+        """Hook the base's linear layers and its attention; `close` takes everything off again.
+
+        Args:
+            base: The resident base.
+            grouped: Whether low-rank products run batched over the slots; unset, on a GPU. On a CPU they run slot by
+                slot: they are no slower there, and each slot's bits are those that it would have alone.
+        """
         self.base = base
         self._device = base.model.device
         self._body = base.model.base_model
         self._head = base.model.get_output_embeddings()
         self._attention = base.model.config._attn_implementation
-        self._paths = LowRankPaths(base.model, linear_module_names(base.leaf_modules), base.compute_dtype)
+        self._paths = LowRankPaths(
+            base.model,
+            linear_module_names(base.leaf_modules),
+            base.compute_dtype,
+            grouped=self._device.type == "cuda" if grouped is None else grouped,
+        )
         base.model.set_attn_implementation(NAME)
 
     def close(self) -> None:
