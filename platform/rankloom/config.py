@@ -27,6 +27,7 @@ Optimizer = Literal[
     "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
     "adafactor", "adagrad", "rmsprop", "sgd",
 ]  # fmt: skip
+REDUCTION_FACTOR = 3  # of ASHA: one trial in so many goes on from a rung
 SAMPLERS = ("tpe", "random")
 SCHEDULERS = ("asha", "median", "fifo")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -46,6 +47,9 @@ class TrainingConfig(_Model):
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes that make one optimizer step.")
     max_length: int = Field(512, ge=8, description="Tokens a row is cut to.")
     eval_steps: int | None = Field(None, ge=1, description="Steps between evaluations; a quarter of the run if unset.")
+    eval_strategy: Literal["steps", "rungs"] = Field(
+        "steps", description="Evaluate every eval_steps, or only at eval_steps, 3×, 9×, ... (ASHA's rungs) and the end."
+    )
     max_eval_samples: int | None = Field(None, ge=1, description="Rows of the held-out split that are evaluated.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     lr_scheduler_type: LearningRateSchedule = Field(
@@ -69,6 +73,21 @@ class TrainingConfig(_Model):
     def eval_every(self, max_steps: int) -> int:
         """Return the steps between evaluations of a run: a quarter of it where `eval_steps` is unset."""
         return self.eval_steps or max(1, max_steps // 4)
+
+    def evaluates_at(self, step: int, max_steps: int) -> bool:
+        """Return whether a run of `max_steps` is evaluated after a step."""
+        every = self.eval_every(max_steps)
+        at_rest = step in rungs(every, max_steps) if self.eval_strategy == "rungs" else step % every == 0
+        return at_rest or step == max_steps
+
+
+def rungs(grace_steps: int, max_steps: int) -> tuple[int, ...]:
+    """Return the steps before the last at which ASHA decides, for a first rung of `grace_steps`."""
+    steps, step = [], grace_steps
+    while step < max_steps:
+        steps.append(step)
+        step *= REDUCTION_FACTOR
+    return tuple(steps)
 
 
 class QuantizationConfig(_Model):

@@ -23,8 +23,6 @@ from rankloom_spaces.space import DEFAULTS
 if TYPE_CHECKING:
     from rankloom.cluster.driver import Job
 
-REDUCTION_FACTOR = 3  # of ASHA: one trial in so many goes on from a rung
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
@@ -179,15 +177,6 @@ def with_steps(training: TrainingConfig, train_rows: int) -> TrainingConfig:
     steps = training.max_steps or max(1, math.ceil(training.num_train_epochs * math.ceil(train_rows / per_step)))
     every = min(training.eval_every(steps), steps)
     return training.model_copy(update={"max_steps": steps, "eval_steps": every})
-
-
-def rungs(grace_steps: int, max_steps: int) -> tuple[int, ...]:
-    """Return the steps at which ASHA decides."""
-    steps, step = [], grace_steps
-    while step < max_steps:
-        steps.append(step)
-        step *= REDUCTION_FACTOR
-    return tuple(steps)
 
 
 def _load_space(space: Any) -> SearchSpace | Callable[..., Any]:

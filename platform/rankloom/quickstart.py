@@ -56,8 +56,9 @@ def quickstart_search(folder: Path, *, num_samples: int = 8, name: str = SEARCH)
         training={
             "max_steps": 24,
             "eval_steps": 8,
+            "eval_strategy": "rungs",
             "per_device_train_batch_size": 4,
             "max_length": 96,
-            "max_eval_samples": 64,
+            "max_eval_samples": 48,
         },
     )

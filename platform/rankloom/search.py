@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rankloom.config import SearchConfig, load_config, parse_config
+from rankloom.config import SearchConfig, load_config, parse_config, rungs
 from rankloom.errors import SearchError
 from rankloom.history import read_past, read_story
-from rankloom.prepare import SearchPlan, prepare, rungs
+from rankloom.prepare import SearchPlan, prepare
 from rankloom.recorder import Recorder
 from rankloom.result import SearchResult, read_result
 from rankloom.runs import PARTS, RECORD, Run, open_run, plain_config

@@ -13,8 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rankloom.config import SearchConfig, TrainingConfig
-from rankloom.prepare import rungs
+from rankloom.config import SearchConfig, TrainingConfig, rungs
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ class Board:
             parts.append(f"{', '.join(waiting)} loading the base")
         if all(lane.state == "starting" for lane in self.lanes):
             parts.append("starting Ray")
+        if slots := sum(lane.slots for lane in self.lanes if lane.state == "ready"):
+            parts.append(f"{slots} at a time")
         best = self.best
         if best is not None:
             parts.append(f"best {best.eval_loss:.4f} (trial {best.number})")
@@ -187,7 +188,7 @@ class TerminalWatcher:
             for event in events:
                 if isinstance(event, TrialEnded) and event.trial_id in self._board.trials:
                     self._line(self._board.trials[event.trial_id])
-            state = ", ".join(f"{lane.lane} {lane.state}" for lane in lanes)
+            state = "; ".join(", ".join(filter(None, (f"{lane.lane} {lane.state}", lane.message))) for lane in lanes)
             if state != self._last and state:
                 self._last = state
                 self.say(state)

@@ -18,14 +18,17 @@ from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 MAX_ATTEMPTS = 3
+OVER = ("failed", "done")  # states of a lane that trains no more
 
 
 @dataclass(slots=True)
 class _Flight:
     """A trial between its submission and its end."""
 
-    spec: TrialSpec
+    spec: TrialSpec  # its attempt is the last one begun; 0 before the first
     results: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, Any] = field(default_factory=dict)  # the latest result, also of before it was restored
+    lease: int = 0  # counts its submissions
     asked: int = 0  # results that Tune has asked for
     awaiting: int | None = None  # the result that its lane wants a verdict about
     released: bool = False  # Tune no longer wants it, or not now
@@ -122,7 +125,9 @@ class Broker:
         """
         return self._names.setdefault(tune_id, trial_id)
 
-    async def submit(self, trial_id: str, number: int, params: dict[str, Any], restored: int | None = None) -> None:
+    async def submit(
+        self, trial_id: str, number: int, params: dict[str, Any], *, restored: int | None = None, seen: int = 0
+    ) -> int:
         """Queue a trial; one that is known already goes on from where it is.
 
         Args:
@@ -130,25 +135,36 @@ class Broker:
             number: Its number in the search.
             params: Its resolved configuration.
             restored: The step of the checkpoint that Tune gave it, its own or another trial's; its results begin anew.
+            seen: Results after which Tune let it go on.
+
+        Returns:
+            The lease to release it with.
         """
         async with self._changed:
+            if restored is not None:
+                await self._recall(trial_id)
             flight = self._flights.get(trial_id)
             if flight is None:
                 past = self._past.get(trial_id, Past(attempts=0))
-                spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts + 1)
-                flight = _Flight(spec, results=list(past.results), ended=past.ended)
-                self._flights[trial_id] = flight
+                spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts)
+                flight = _Flight(spec, results=list(past.results), last=dict((past.results or [{}])[-1]))
+                flight.ended = past.ended
             elif restored is not None:
-                # The lane that had it has yet to hear that it was paused.
-                await self._changed.wait_for(lambda: flight.lane is None or self._closed)
-                spec = dataclasses.replace(
-                    flight.spec, params=params, attempt=flight.spec.attempt + 1, decided=restored
-                )
-                flight = self._flights[trial_id] = _Flight(spec, deaths=flight.deaths)
+                spec = dataclasses.replace(flight.spec, params=params, decided=restored)
+                flight = _Flight(spec, last=flight.last, lease=flight.lease, deaths=flight.deaths)
+            self._flights[trial_id] = flight
+            flight.lease += 1
+            flight.asked = max(flight.asked, seen + 1)
             flight.released = flight.paused = False
             if not flight.ended and flight.lane is None and trial_id not in self._queue:
                 self._queue.append(trial_id)
             self._changed.notify_all()
+            return flight.lease
+
+    async def recall(self, trial_id: str) -> None:
+        """Take a trial from its lane or the queue, if either has it: nobody writes its state from then on."""
+        async with self._changed:
+            await self._recall(trial_id)
 
     async def next_result(self, trial_id: str, index: int) -> dict[str, Any] | None:
         """Wait for a trial's result number `index`; None when the search is closed first."""
@@ -159,21 +175,23 @@ class Broker:
             await self._changed.wait_for(lambda: len(flight.results) > index or self._closed)
             return flight.results[index] if len(flight.results) > index else None
 
-    async def release(self, trial_id: str, *, paused: bool = False) -> None:
-        """Tell that Tune is done with a trial: stopped early, ended, or paused until it is submitted again."""
+    async def release(self, trial_id: str, lease: int | None = None, *, paused: bool = False) -> None:
+        """Tell that Tune is done with a trial: stopped early, ended, or paused until it is submitted again.
+
+        Args:
+            trial_id: Its id.
+            lease: What its submission returned: an actor that Tune keeps for later may speak long after the trial went
+                on in another. None speaks for whoever has it.
+            paused: Whether it will be submitted again.
+        """
         async with self._changed:
             flight = self._flights.get(trial_id)
-            if flight is None or flight.ended:
-                return
-            flight.released, flight.paused = True, paused
-            if trial_id in self._queue:
-                self._queue.remove(trial_id)
-            if flight.lane is None and not paused and flight.results:
-                self._finish_in_broker(flight, "stopped", "")
-            self._changed.notify_all()
+            if flight is not None and lease in (None, flight.lease):
+                self._release(flight, paused=paused)
+                self._changed.notify_all()
 
     async def dismiss(self, tune_id: str) -> None:
-        """Tell that Tune's trial is over, also where it was paused and nobody released it."""
+        """Tell that Tune's trial is over; its actor cannot know."""
         if tune_id in self._names:
             await self.release(self._names[tune_id])
 
@@ -195,7 +213,7 @@ class Broker:
         await self._set_lane(lane, "failed" if message else "done", message)
         async with self._changed:
             self._take_back(lane)
-            if all(state.state in ("failed", "done") for state in self._lanes.values()):
+            if all(state.state in OVER for state in self._lanes.values()):
                 self._closed = True
             self._changed.notify_all()
 
@@ -216,11 +234,11 @@ class Broker:
             if over():
                 return Orders(over=True)
             verdicts = {trial_id: self._tell(self._flights[trial_id]) for trial_id in sorted(self._in_hand[lane])}
-            trials = []
+            trials: list[TrialSpec] = []
             while len(trials) < free and self._queue:
                 flight = self._flights[self._queue.popleft()]
                 flight.lane = lane
-                flight.spec = dataclasses.replace(flight.spec, decided=flight.decided)
+                flight.spec = dataclasses.replace(flight.spec, attempt=flight.spec.attempt + 1, decided=flight.decided)
                 self._in_hand[lane].add(flight.spec.trial_id)
                 trials.append(flight.spec)
             self._changed.notify_all()
@@ -246,7 +264,8 @@ class Broker:
             seen = next((i for i, result in enumerate(flight.results) if result.get("steps") == event.step), None)
             if seen is None:
                 seen = len(flight.results)
-                flight.results.append(dict(event.metrics))
+                flight.last = dict(event.metrics)
+                flight.results.append(flight.last)
                 self._events.append(event)
             flight.awaiting = seen
             self._changed.notify_all()
@@ -279,13 +298,20 @@ class Broker:
         same kind of device, and a trial too many only waits in the queue.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or any(state.slots for state in self._lanes.values()))
-            known = [state.slots for state in self._lanes.values() if state.slots]
-            return 0 if self._closed else sum(state.slots or known[0] for state in self._lanes.values())
+            await self._changed.wait_for(lambda: self._closed or any(self._slots()))
+            slots = self._slots()
+            return 0 if self._closed else sum(own or max(slots) for own in slots)
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until no lane has a trial in hand, or the search is closed; False if that takes too long."""
+        """Stop what Tune left, as at the end of a time budget, and wait until no lane has a trial in hand.
+
+        Returns:
+            Whether that was so, or the search is closed, within `timeout_s`.
+        """
         async with self._changed:
+            for flight in self._flights.values():
+                self._release(flight, paused=False)
+            self._changed.notify_all()
             return await self._wait(
                 lambda: self._closed or all(f.ended or not f.lane for f in self._flights.values()), timeout_s
             )
@@ -297,6 +323,9 @@ class Broker:
             self._changed.notify_all()
 
     # Inside
+
+    def _slots(self) -> list[int]:
+        return [state.slots for state in self._lanes.values() if state.state not in OVER]
 
     async def _wait(self, ready: Callable[[], bool], timeout_s: float | None) -> bool:
         # Not asyncio.wait_for alone: with a timeout of 0 it gives up on a condition that holds already.
@@ -312,7 +341,6 @@ class Broker:
             flight.awaiting = None
             if self._takes_turns and self._queue:
                 verdict = "pause"
-                flight.spec = dataclasses.replace(flight.spec, attempt=flight.spec.attempt + 1)
                 self._queue.append(flight.spec.trial_id)
         if verdict == "stop":
             flight.told = True
@@ -320,6 +348,22 @@ class Broker:
             flight.awaiting = None
             self._let_go(flight)
         return verdict
+
+    def _release(self, flight: _Flight, *, paused: bool) -> None:
+        if flight.ended or (paused and flight.released):  # one that was stopped is not merely paused
+            return
+        flight.released, flight.paused = True, paused
+        if flight.spec.trial_id in self._queue:
+            self._queue.remove(flight.spec.trial_id)
+        # A trial that was never begun is not in the registry, and need not end there.
+        if flight.lane is None and not paused and flight.spec.attempt:
+            self._finish_in_broker(flight, "stopped", "")
+
+    async def _recall(self, trial_id: str) -> None:
+        if (flight := self._flights.get(trial_id)) is not None:
+            self._release(flight, paused=True)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: flight.lane is None or self._closed)
 
     def _let_go(self, flight: _Flight) -> None:
         if flight.lane is not None:
@@ -347,7 +391,6 @@ class Broker:
         """Put the trials that a lane had in hand back into the queue, in the order in which they came."""
         for trial_id in sorted(self._in_hand[lane], key=lambda known: self._flights[known].spec.number, reverse=True):
             flight = self._flights[trial_id]
-            spec = flight.spec
             self._let_go(flight)
             flight.deaths += 1
             flight.awaiting = None
@@ -358,11 +401,19 @@ class Broker:
             elif flight.deaths >= MAX_ATTEMPTS:
                 self._finish_in_broker(flight, "failed", f"its lane's process died {flight.deaths} times in this trial")
             else:
-                flight.spec = dataclasses.replace(spec, attempt=spec.attempt + 1)
-                self._queue.appendleft(spec.trial_id)
+                self._queue.appendleft(trial_id)
 
     def _finish_in_broker(self, flight: _Flight, status: str, message: str) -> None:
-        event = TrialEnded(trial_id=flight.spec.trial_id, status=status, message=message, attempt=flight.spec.attempt)
+        if self._closed:  # cut short
+            return
+        # What was last measured is all that is known of a trial that no lane ends.
+        event = TrialEnded(
+            trial_id=flight.spec.trial_id,
+            status=status,
+            metrics=flight.last if status == "stopped" else {},
+            message=message,
+            attempt=flight.spec.attempt,
+        )
         self._events.append(event)
         self._end(event)
 
@@ -370,6 +421,8 @@ class Broker:
         flight = self._flights[event.trial_id]
         flight.ended = True
         self._let_go(flight)
+        if event.trial_id in self._queue:
+            self._queue.remove(event.trial_id)
         flight.results.append(final_result(event))
 
 

@@ -37,11 +37,10 @@ from ray.tune.schedulers import (
 
 from rankloom.cluster.broker import Broker, LaneState, Past, Progress
 from rankloom.cluster.lane import LaneConfig, run_lane
-from rankloom.cluster.searcher import OptunaSearcher, build_sampler
+from rankloom.cluster.searcher import OptunaSearcher, Population, build_sampler
 from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
-from rankloom.config import SearchConfig, TrainingConfig
+from rankloom.config import REDUCTION_FACTOR, SearchConfig, TrainingConfig
 from rankloom.errors import ConfigError, SearchError
-from rankloom.prepare import REDUCTION_FACTOR
 from rankloom.runs import Run
 from rankloom_registry import Event
 
@@ -207,19 +206,25 @@ def build_scheduler(scheduler: Any, *, grace_steps: int, max_steps: int) -> Tria
             time_attr="steps", max_t=max_steps, grace_period=grace_steps, reduction_factor=REDUCTION_FACTOR
         )
     if scheduler == "median":
-        return MedianStoppingRule(time_attr="steps", grace_period=grace_steps, min_samples_required=3)
+        # Slots are shared here, not by Tune: left to itself, it pauses a trial after each result for one that waits.
+        return MedianStoppingRule(
+            time_attr="steps", grace_period=grace_steps, min_samples_required=3, min_time_slice=max_steps
+        )
     if scheduler in ("fifo", None):
         return FIFOScheduler()
     raise ConfigError(f"scheduler must be 'asha', 'median', 'fifo', None or a Ray Tune scheduler, got {scheduler!r}")
 
 
 class _Farewell(tune.Callback):
-    """Tells the broker of trials that end while they are paused, when no actor of theirs is left to tell."""
+    """Tells the broker of trials that Tune is done with; their actors see a stop, a pause and a copy alike."""
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._broker.dismiss.remote(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._broker.dismiss.remote(trial.trial_id)
 
 
@@ -239,26 +244,32 @@ def _tuner(job: Job, broker: Any, slots: int) -> tune.Tuner:
     shutil.rmtree(job.run.tune, ignore_errors=True)
     max_steps, eval_steps = job.training.max_steps, job.training.eval_steps
     assert max_steps is not None and eval_steps is not None
+    # A scheduler that pauses trials compares more of them than there are slots, and from the beginning; they wait in
+    # the broker. With no number at all Tune would add one whenever an actor has started.
+    at_once = job.config.max_concurrent_trials or (
+        job.config.num_samples if isinstance(job.config.scheduler, PAUSING) else slots
+    )
+    searcher = OptunaSearcher(
+        space=job.space,
+        metric=job.config.metric,
+        mode=job.config.mode,
+        points=job.points,
+        sampler=build_sampler(job.config.sampler, job.config.seed, drawn=len(job.past)),
+        journal=job.run.study,
+    )
+    population = isinstance(job.config.scheduler, PopulationBasedTraining)
+    search_alg: Any = Population(searcher, at_once=at_once) if population else searcher
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric=job.config.metric,
             mode=job.config.mode,
-            search_alg=OptunaSearcher(
-                space=job.space,
-                metric=job.config.metric,
-                mode=job.config.mode,
-                points=job.points,
-                sampler=build_sampler(job.config.sampler, job.config.seed, drawn=len(job.past)),
-                journal=job.run.study,
-            ),
+            search_alg=search_alg,
             scheduler=build_scheduler(
                 job.config.scheduler, grace_steps=min(eval_steps, max_steps), max_steps=max_steps
             ),
             num_samples=job.config.num_samples,
-            # A scheduler that pauses trials compares more of them than there are slots; they wait in the broker.
-            max_concurrent_trials=job.config.max_concurrent_trials
-            or (None if isinstance(job.config.scheduler, PAUSING) else slots),
+            max_concurrent_trials=None if population else at_once,
             time_budget_s=job.config.time_budget_s,
             reuse_actors=True,
             trial_dirname_creator=_trial_folder,

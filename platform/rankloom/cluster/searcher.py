@@ -11,8 +11,9 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.search_generator import SearchGenerator
 
 from rankloom.cluster.trainable import INTERRUPTED
 from rankloom.errors import ConfigError
@@ -102,6 +103,28 @@ class OptunaSearcher(OptunaSearch):
 
     def save(self, checkpoint_path: str) -> None:
         """Keep nothing: the journal holds everything."""
+
+
+class Population:
+    """A searcher's trials for population-based training, which Tune's own `SearchGenerator` is refused by.
+
+    The refusal is for searchers that learn from a trial's final score, whose configuration was not theirs by then. A
+    whole population is drawn before its first member ends, so that this one has nothing left to propose.
+    """
+
+    def __init__(self, searcher: Searcher, *, at_once: int) -> None:
+        """Wrap a searcher as Tune would.
+
+        Args:
+            searcher: Proposes the population.
+            at_once: Trials in flight: the size of the population.
+        """
+        self._generator = SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent=at_once))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_generator":  # asked of a copy that has nothing yet
+            raise AttributeError(name)
+        return getattr(self._generator, name)
 
 
 def build_sampler(sampler: Any, seed: int, *, drawn: int = 0) -> optuna.samplers.BaseSampler:

@@ -21,10 +21,11 @@ from rankloom.training.packed.model import PackedModel
 from rankloom.training.packed.planner import CPU_TOKENS, Probe, SlotPlan, plan_slots
 from rankloom.training.packed.slot import ELEMENTWISE, Slot
 from rankloom.training.resident import ResidentBase
-from rankloom.training.trial import varied
+from rankloom.training.trial import is_out_of_memory, release_memory, varied
 
-# Of a row's loss: bfloat16 products round in other places when rows are padded.
-TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+# Of a row's loss in a pack against the model's own, and of its hidden states beside other rows against alone: bfloat16
+# products round in other places when the shapes are others.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 
 
 def build_engine(
@@ -88,14 +89,15 @@ def build_engine(
         checkpoints=checkpoints,
         slots=plan.slots,
     )
-    return packed, plan.slots, f"{plan.slots} slots: {plan.reason}"
+    return packed, plan.slots, f"{plan.slots} slot{'s' * (plan.slots != 1)}: {plan.reason}"
 
 
 def uncovered(base: ResidentBase, training: TrainingConfig, rows: Sequence[Row]) -> str | None:
     """Say why packing does not apply to a search, or None where it does.
 
-    The base itself is tried: rows are measured one by one through the model's own forward pass, and all in one pack. A
-    model whose attention, positions or head packing does not know shows there, and not in a search's results.
+    The base itself is tried. In a pack, rows must have the loss that they have in the model's own forward pass, which
+    shows positions or a head that packing does not know; and the hidden states that they have in a pack of their own,
+    which shows attention that looks across rows. So neither shows in a search's results.
 
     Args:
         base: The resident base.
@@ -112,13 +114,19 @@ def uncovered(base: ResidentBase, training: TrainingConfig, rows: Sequence[Row])
         model = PackedModel(base)
         try:
             together = [nll for (nll,) in model.nll([(None, [row]) for row in rows])]
+            seen = model.hidden_of(rows)
+            apart = [model.hidden_of([row])[0] for row in rows]
         finally:
             model.close()
     except (ValueError, RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
         return f"{type(base.model).__name__} cannot be packed: {' '.join(str(error).split())[:200]}"
+    tolerance = TOLERANCES[base.compute_dtype]
     for left, right in zip(alone, together, strict=True):
-        if abs(left - right) > TOLERANCES[base.compute_dtype] * abs(left):
+        if abs(left - right) > tolerance * abs(left):
             return f"{type(base.model).__name__} gives a row the loss {right:.4f} in a pack and {left:.4f} alone"
+    for beside, by_itself in zip(seen, apart, strict=True):
+        if float((beside - by_itself).norm()) > tolerance * float(by_itself.norm()):
+            return f"{type(base.model).__name__} lets rows of a pack see each other"
     return None
 
 
@@ -130,7 +138,7 @@ def measured_plan(
     batch = sorted(rows, key=lambda row: len(row[0]))[-training.per_device_train_batch_size :]
     device = base.model.device
 
-    def probe(slots: int) -> Probe:
+    def probe(slots: int) -> Probe | None:
         began = 0.0
 
         def work() -> None:
@@ -152,7 +160,15 @@ def measured_plan(
                 slot.add_loss(loss, 0)
                 slot.take_step()
 
-        peak = peak_of(work, device)
+        # Planned fault tolerance: what does not fit is what the probe is to find.
+        try:
+            peak = peak_of(work, device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            release_memory()
         return Probe(seconds=time.monotonic() - began, bytes=peak)
 
     model = PackedModel(base)

@@ -56,11 +56,13 @@ class Orders:
         trials: Trials to begin.
         verdicts: Decisions by trial_id, each given once: about a report, or 'stop' at any time.
         over: The search is over: trials in hand are left as they are, cut short.
+        more: Whether waiting a moment may bring more.
     """
 
     trials: tuple[TrialSpec, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     over: bool = False
+    more: bool = True
 
 
 class Exchange(Protocol):
@@ -100,7 +102,8 @@ class LocalExchange:
         trials = tuple(self._queue[:free])
         del self._queue[:free]
         verdicts, self._verdicts = self._verdicts, {}
-        return Orders(trials=trials, verdicts=verdicts, over=len(self.outcomes) == len(self.reports))
+        over = len(self.outcomes) == len(self.reports)
+        return Orders(trials=trials, verdicts=verdicts, over=over, more=False)
 
     def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
         """Ignore it: nobody watches a script's list."""

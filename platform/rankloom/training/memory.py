@@ -18,7 +18,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     limit, used = (_CGROUP / "memory.max", _CGROUP / "memory.current")
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int(used.read_text()))
@@ -38,7 +38,7 @@ def peak_of(work: Callable[[], None], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    before = psutil.Process().memory_info().rss
+    before = int(psutil.Process().memory_info().rss)
     reset = Path("/proc/self/clear_refs")
     if reset.is_file():
         reset.write_text("5")  # proc(5): sets the peak resident set size to the current one

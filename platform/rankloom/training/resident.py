@@ -108,10 +108,13 @@ def load_resident_base(
     leaves = {name: type(module).__name__ for name, module in model.named_modules() if not any(module.children())}
     keep_gradients_after_evaluation(model)
     model = prepare_model_for_kbit_training(
-        model, use_gradient_checkpointing=uses_gradient_checkpointing(training, device)
+        model,
+        use_gradient_checkpointing=uses_gradient_checkpointing(training, device),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
     )
     model.config.use_cache = False
     model.requires_grad_(False)
+    switch_dropout_off(model)
     assert_quantized(model, quantization, dtype)
     return ResidentBase(
         model=model,
@@ -151,6 +154,20 @@ def keep_gradients_after_evaluation(model: torch.nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def switch_dropout_off(model: torch.nn.Module) -> None:
+    """Turn off the base's own dropout (GPT-2's is 0.1): it is frozen, and `lora_dropout` is what a search varies.
+
+    Its masks come from one generator for all trials, so a trial's result would hang on what was trained beside it.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        # Models that call dropout as a function keep its probability under such names (OPT, Llama's attention).
+        for name, value in vars(module).items():
+            if isinstance(value, float) and (name.endswith("dropout") or name.endswith("pdrop")):
+                setattr(module, name, 0.0)
 
 
 def assert_quantized(model: torch.nn.Module, quantization: QuantizationConfig, dtype: torch.dtype) -> None:

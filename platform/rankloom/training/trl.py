@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -96,6 +96,7 @@ class TrlEngine:
                 for parameter in model.parameters():
                     if parameter.requires_grad:
                         parameter.data = parameter.data.float()
+                trainer.remove_callback(PrinterCallback)  # stdout is for results
                 watch = _Watch(self, model, spec, exchange, training, started)
                 trainer.add_callback(watch)
                 trainer.train()
@@ -149,7 +150,7 @@ class _Watch(TrainerCallback):
         require_finite("grad_norm", float(logs["grad_norm"]), step)
         self._losses.append(loss)
         self._exchange.progress(self._spec, step, loss)
-        if step != state.max_steps and step % self._training.eval_every(state.max_steps):
+        if not self._training.evaluates_at(step, state.max_steps):
             return
         eval_loss = evaluate_loss(
             self._model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -11,8 +12,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
 
-from rankloom.cluster.searcher import OptunaSearcher, build_sampler
+from rankloom.cluster.searcher import OptunaSearcher, Population, build_sampler
 from rankloom.errors import ConfigError
 from rankloom_spaces import load_space
 
@@ -87,6 +89,27 @@ def test_a_trial_is_told_once(tmp_path: Path) -> None:
     search.on_trial_complete("x", {"eval_loss": 0.1, "steps": 9, "outcome": "completed"})
     search.on_trial_complete("unknown", {"eval_loss": 0.1, "steps": 9, "outcome": "completed"})
     assert [trial.value for trial in search._ot_study.trials] == [0.5]
+
+
+def test_a_trial_that_is_stopped_while_it_is_paused_is_pruned_with_its_last_value(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    for trial in ("x", "y"):
+        search.suggest(trial)
+    for step, loss in ((1, 0.9), (3, 0.7)):
+        search.on_trial_result("x", {"eval_loss": loss, "steps": step})
+    search.on_trial_complete("x", None)
+    search.on_trial_complete("y", None)  # before its first result
+    pruned, failed = search._ot_study.trials
+    assert (pruned.state, pruned.value, pruned.intermediate_values) == (TrialState.PRUNED, 0.7, {3: 0.7})
+    assert (failed.state, failed.value) == (TrialState.FAIL, None)
+
+
+def test_a_population_is_the_searchers_and_not_of_the_kind_that_tune_refuses(tmp_path: Path) -> None:
+    population = copy.copy(Population(searcher(tmp_path), at_once=4))
+    assert not isinstance(population, SearchGenerator)
+    assert population.metric == "eval_loss" and population.total_samples == 0
+    assert population.searcher.max_concurrent == 4
+    assert [population.searcher.suggest(trial)["number"] for trial in ("x", "y")] == [0, 1]
 
 
 def test_a_trial_that_was_cut_short_stays_open_and_ends_the_suggestions(tmp_path: Path) -> None:

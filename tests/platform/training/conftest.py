@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, load_from_disk
+from safetensors.torch import load_file
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.hush import hush
-from rankloom.training.exchange import LocalExchange, TrialSpec
+from rankloom.training.exchange import LocalExchange, Outcome, TrialSpec
+from rankloom.training.packed.engine import PackedEngine
 from rankloom.training.resident import ResidentBase, load_resident_base
 from rankloom.training.trl import TrlEngine
 
@@ -54,7 +58,6 @@ def rows(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def gpt2(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of two layers, whose linear layers are Conv1D and have biases; the tokenizer is the tiny Llama's."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
     folder = tmp_path_factory.mktemp("tiny-gpt2")
@@ -83,6 +86,12 @@ def gpt2(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resident(tiny_model: Path) -> ResidentBase:
     """The tiny Llama in NF4."""
     return load_resident_base(tiny_model, QuantizationConfig(), TRAINING)
+
+
+@pytest.fixture
+def resident_fp32(tiny_model: Path) -> ResidentBase:
+    """The tiny Llama in NF4, whose products are in float32."""
+    return load_resident_base(tiny_model, QuantizationConfig(bnb_4bit_compute_dtype="float32"), TRAINING)
 
 
 @pytest.fixture
@@ -125,30 +134,90 @@ def run_trials(engine_of: Callable[..., TrlEngine]) -> Callable[..., LocalExchan
 
 
 @pytest.fixture
-def run_packed(rows: tuple[Dataset, Dataset], tmp_path: Path) -> Callable[..., LocalExchange]:
-    """Runs trials in slots of a resident base, and returns what came of them."""
-    from rankloom.training.packed.engine import PackedEngine
+def packed_engine(rows: tuple[Dataset, Dataset], tmp_path: Path) -> Callable[..., PackedEngine]:
+    """Makes a packed engine on a resident base, each with a folder of its own for adapters."""
+    made = itertools.count()
 
-    def run(
-        base: ResidentBase,
-        *specs: TrialSpec,
-        slots: int,
-        training: TrainingConfig = TRAINING,
-        stop: dict[str, int] | None = None,
-        checkpoints: Path | None = None,
-        grouped: bool | None = None,
-    ) -> LocalExchange:
-        exchange = LocalExchange(list(specs), stop=stop)
-        PackedEngine(
+    def make(base: ResidentBase, *, training: TrainingConfig = TRAINING, **options: Any) -> PackedEngine:
+        return PackedEngine(
             base=base,
             train_dataset=rows[0],
             eval_dataset=rows[1],
             training=training,
-            adapters=tmp_path / f"adapters-{slots}-{len(specs)}",
-            slots=slots,
-            checkpoints=checkpoints,
-            grouped=grouped,
-        ).run(exchange)
+            adapters=tmp_path / f"adapters-{next(made)}",
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def run_packed(packed_engine: Callable[..., PackedEngine]) -> Callable[..., LocalExchange]:
+    """Runs trials in slots of a resident base, and returns what came of them."""
+
+    def run(
+        base: ResidentBase,
+        *specs: TrialSpec,
+        stop: dict[str, int] | None = None,
+        **options: Any,
+    ) -> LocalExchange:
+        exchange = LocalExchange(list(specs), stop=stop)
+        packed_engine(base, **options).run(exchange)
         return exchange
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ended_alike() -> Callable[[Outcome, Outcome], bool]:
+    """Tells whether two trials ended with the same figures and, bit by bit, the same adapter."""
+
+    def figures(outcome: Outcome) -> dict[str, Any]:
+        return {name: value for name, value in outcome.metrics.items() if name not in ("wall_s", "peak_memory_bytes")}
+
+    def tensors(outcome: Outcome) -> dict[str, torch.Tensor]:
+        assert outcome.adapter is not None, outcome.message
+        return dict(load_file(outcome.adapter / "adapter_model.safetensors"))
+
+    def alike(left: Outcome, right: Outcome) -> bool:
+        ours, theirs = tensors(left), tensors(right)
+        return (
+            (left.status, figures(left)) == (right.status, figures(right))
+            and ours.keys() == theirs.keys()
+            and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        )
+
+    return alike
+
+
+@pytest.fixture
+def family(tiny_model: Path, tmp_path: Path) -> Callable[..., ResidentBase]:
+    """Loads a tiny model of any architecture, of random weights so large that attention tells in the loss."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+    def load(model_type: str, quantization: QuantizationConfig, **changes: Any) -> ResidentBase:
+        folder = tmp_path / model_type
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **changes}))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(8 if parameter.ndim > 1 else 1)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return load_resident_base(folder, quantization, TRAINING)
+
+    return load

@@ -26,3 +26,27 @@ def test_trials_on_a_gpu_leave_the_base_as_it_was(
     assert [outcome.status for outcome in outcomes] == ["completed", "completed"]
     assert all(0 < outcome.metrics["peak_memory_bytes"] < 2**33 for outcome in outcomes)
     resident.assert_unchanged()
+
+
+def test_packed_on_a_gpu_is_alone_but_for_rounding(
+    resident: ResidentBase,
+    trial: Callable[..., Any],
+    run_packed: Callable[..., LocalExchange],
+    run_trials: Callable[..., LocalExchange],
+) -> None:
+    """Batched low-rank products sum in another order than one adapter's; on a GPU they are the rule."""
+    changes = {"learning_rate": 1e-3, "lora_dropout": 0.0}
+    specs = [
+        trial("one", **changes),
+        trial("two", r=8, seed=1, **changes),
+        trial("three", target_modules="mlp", **changes),
+    ]
+    packed, reference = run_packed(resident, *specs, slots=3), run_trials(resident, *specs)
+    for spec in specs:
+        name = spec.trial_id
+        alone = run_packed(resident, spec, slots=1).outcomes[name]
+        assert packed.outcomes[name].status == "completed", packed.outcomes[name].message
+        loss = packed.outcomes[name].metrics["eval_loss"]
+        assert loss == pytest.approx(alone.metrics["eval_loss"], rel=2e-3)
+        assert loss == pytest.approx(reference.outcomes[name].metrics["eval_loss"], rel=1e-2)
+    resident.assert_unchanged()

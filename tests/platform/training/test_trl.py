@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.training.evaluation import evaluate_loss
-from rankloom.training.exchange import LocalExchange, Outcome, TrialSpec
+from rankloom.training.exchange import LocalExchange, Orders, Outcome, TrialSpec
 from rankloom.training.resident import ResidentBase, load_resident_base
-from rankloom.training.trl import TrlEngine, adapted, lora_config, varied
+from rankloom.training.trial import lora_config, varied
+from rankloom.training.trl import TrlEngine, adapted
 
 RunTrials = Callable[..., LocalExchange]
 MakeTrial = Callable[..., TrialSpec]
@@ -67,10 +68,48 @@ def test_the_same_seed_gives_the_same_bits(resident: ResidentBase, trial: MakeTr
     assert one.metrics["eval_loss"] != other.metrics["eval_loss"]
 
 
+class Answering(LocalExchange):
+    """Answers every report in mid-trial with the same orders."""
+
+    def __init__(self, specs: list[TrialSpec], answer: Orders) -> None:
+        super().__init__(specs)
+        self._answer = answer
+        self._reported = False
+
+    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
+        super().report(spec, metrics)
+        self._reported = True
+
+    def orders(self, free: int, wait_s: float | None) -> Orders:
+        orders = super().orders(free, wait_s)
+        return self._answer if self._reported and not self.outcomes else orders
+
+
+def test_a_trial_cannot_be_paused(
+    resident: ResidentBase, trial: MakeTrial, engine_of: Callable[..., TrlEngine]
+) -> None:
+    exchange = Answering([trial("one")], Orders(verdicts={"one": "pause"}))
+    engine_of(resident).run(exchange)
+    assert exchange.outcomes["one"].status == "failed"
+    assert "which engine 'trl' cannot: set engine to 'packed'" in exchange.outcomes["one"].message
+    resident.assert_unchanged()
+
+
+def test_the_end_of_the_search_leaves_a_trial_without_an_outcome(
+    resident: ResidentBase, trial: MakeTrial, engine_of: Callable[..., TrlEngine]
+) -> None:
+    exchange = Answering([trial("one")], Orders(over=True))
+    engine = engine_of(resident)
+    engine.run(exchange)
+    assert [report["steps"] for report in exchange.reports["one"]] == [2] and exchange.outcomes == {}
+    assert not (engine.adapters / "one").exists()
+    resident.assert_unchanged()
+
+
 class OutOfMemoryEngine(TrlEngine):
     """Runs out of memory in the middle of the trial named 'hungry', with its adapter on the base."""
 
-    def _train(self, spec: TrialSpec, exchange: Any) -> Outcome:
+    def _train(self, spec: TrialSpec, exchange: Any) -> Outcome | None:
         if spec.trial_id == "hungry":
             with adapted(self.base, lora_config(self.base, spec.params)):
                 raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")

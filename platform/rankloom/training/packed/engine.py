@@ -86,10 +86,11 @@ class PackedEngine:
                     for spec in orders.trials:
                         self._admit(spec, exchange, Path(scratch))
                     if orders.trials or orders.verdicts:
-                        patience = time.monotonic() + PATIENCE_S
+                        patience = time.monotonic() + PATIENCE_S * orders.more
                     elif running and rest <= 0:
                         self._advance(running, exchange)
-                        patience = time.monotonic() + PATIENCE_S * any(slot.waiting for slot in self._hands)
+                        if any(slot.waiting for slot in running):  # it has just reported
+                            patience = time.monotonic() + PATIENCE_S
         finally:
             self._hands.clear()
             self._model.close()
@@ -120,6 +121,8 @@ class PackedEngine:
         for slot in told:
             slot.waiting = False
             if orders.verdicts[slot.spec.trial_id] == "pause":  # its state is kept, and it comes back with it
+                if self.checkpoints is None:
+                    raise TrainingError("trials can be paused only where a folder for their checkpoints is given")
                 self._hands.remove(slot)
             elif slot in stopped and slot in self._hands:
                 self._end(slot, "stopped", exchange)
@@ -156,37 +159,34 @@ class PackedEngine:
         work = []
         for slot in running:
             window = slot.batches.of_step(slot.step)
-            rows = [[self._train_rows[index] for index in batch] for batch in window]
-            work.append((slot, rows[slot.micro], sum(targets_of(row) for batch in rows for row in batch)))
+            batches = [[self._train_rows[index] for index in batch] for batch in window]
+            work.append((slot, batches[slot.micro], sum(targets_of(row) for batch in batches for row in batch)))
         # Planned fault tolerance: where a pass of several trials fails, memory most of all, they go back to their last
         # step and go on with half as many at once, until the one that cannot run is alone.
+        outcome: Outcome | None = None
         try:
             losses = self._model.train(work)
         except Exception as error:  # noqa: BLE001
             outcome = failed(error)
-        else:
-            outcome = None
+        # Not in the handler, where the exception still holds the tensors of the pass.
         if outcome is not None:
-            release_memory()
-            for slot in running:
-                slot.rewind()
-            if len(running) > 1:
-                self._width = len(running) // 2
-            else:
-                self._fail(running[0], outcome, exchange)
-                self._width = self.slots
+            self._retreat(running, outcome, exchange)
             return
         stepped = []
         for (slot, rows, _), loss in zip(work, losses, strict=True):
             slot.add_loss(loss, sum(len(ids) for ids, _ in rows))
             if slot.micro < len(slot.batches.of_step(slot.step)):
                 continue
+            # Planned fault tolerance: a loss that is not finite, or no memory for the optimizer's state.
             try:
-                exchange.progress(slot.spec, slot.step + 1, slot.take_step())
-            except TrainingError as error:
-                self._fail(slot, failed(error), exchange)
+                mean = slot.take_step()
+            except Exception as error:  # noqa: BLE001
+                outcome = failed(error)
             else:
                 stepped.append(slot)
+                exchange.progress(slot.spec, slot.step, mean)
+                continue
+            self._fail(slot, outcome, exchange)
         due = [slot for slot in stepped if slot.is_due]
         self._measure(due, exchange)
         for slot in due:
@@ -199,6 +199,17 @@ class PackedEngine:
                 write_state(state, slot.state())
             self._report(slot, exchange)
 
+    def _retreat(self, running: Sequence[Slot], outcome: Outcome, exchange: Exchange) -> None:
+        """Put trials back to their last step after a pass that failed, and try fewer; one that was alone has failed."""
+        release_memory()
+        for slot in running:
+            slot.rewind()
+        if len(running) > 1:
+            self._width = len(running) // 2
+        else:
+            self._fail(running[0], outcome, exchange)
+            self._width = self.slots
+
     def _measure(self, due: Sequence[Slot], exchange: Exchange) -> None:
         """Evaluate some slots together; one that cannot be evaluated fails alone."""
         if not due:
@@ -209,14 +220,14 @@ class PackedEngine:
         try:
             for start in range(0, len(self._eval_rows), size):
                 rows = self._eval_rows[start : start + size]
-                for total, nll in zip(sums, self._model.nll([(slot, rows) for slot in due]), strict=True):
-                    total += nll
+                for nll, more in zip(sums, self._model.nll([(slot, rows) for slot in due]), strict=True):
+                    nll += more
         except Exception as error:  # noqa: BLE001
             outcome = failed(error)
         else:
-            for slot, total in zip(due, sums, strict=True):
+            for slot, nll in zip(due, sums, strict=True):
                 try:
-                    slot.measured(math.fsum(total) / self._eval_targets, peak_memory_bytes())
+                    slot.measured(math.fsum(nll) / self._eval_targets, peak_memory_bytes())
                 except TrainingError as error:
                     self._fail(slot, failed(error), exchange)
             return

@@ -109,7 +109,7 @@ class Grouped(torch.autograd.Function):
     """Adds all adapters' paths of a layer at once."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # noqa: D102
+    def forward(  # noqa: D102
         ctx: Any,
         anchor: torch.Tensor,
         x: torch.Tensor,
@@ -128,14 +128,14 @@ class Grouped(torch.autograd.Function):
         own = own if keep is None else own * keep
         h = torch.bmm(own, a.transpose(1, 2)) * scaling.to(a.dtype)
         out = y.reshape(-1, y.shape[-1]).clone()
-        places.add(out, torch.bmm(h, b.transpose(1, 2)))
+        places.add(out, torch.bmm(h, b.transpose(1, 2)).to(out.dtype))
         ctx.layer = name, stack, places
         ctx.input = (x.dtype, x.shape)
         ctx.save_for_backward(cast, h, keep)
         return out.view(y.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # noqa: D102
         cast, h, keep = ctx.saved_tensors
         name, stack, places = ctx.layer
         dtype, shape = ctx.input

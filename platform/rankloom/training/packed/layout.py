@@ -86,5 +86,8 @@ def lay_out(owners: Sequence[Sequence[Row]], device: torch.device) -> Layout:
         position_ids=torch.tensor([positions], device=device),
         rows=tuple(rows),
         owners=tuple(spans),
-        targets=tuple((torch.tensor(at, device=device), torch.tensor(to, device=device)) for at, to in targets),
+        targets=tuple(
+            (torch.tensor(at, dtype=torch.long, device=device), torch.tensor(to, dtype=torch.long, device=device))
+            for at, to in targets
+        ),
     )

@@ -22,8 +22,8 @@ class LowRank:
     """One adapter's factors in one layer, as views into its trial's storage.
 
     Attributes:
-        a: [r, in_features], in the compute dtype.
-        b: [out_features, r], in the compute dtype.
+        a: [r, in_features], in the dtype of the products.
+        b: [out_features, r], in the dtype of the products.
         grad_a: fp32 [r, in_features]; backward adds to it.
         grad_b: fp32 [out_features, r]; backward adds to it.
         scaling: alpha / r, or alpha / sqrt(r) with rsLoRA.
@@ -71,7 +71,7 @@ class LowRankPaths:
         Args:
             model: The frozen base.
             names: Qualified names of linear layers (Linear, Conv1D, Linear4bit, Linear8bitLt).
-            dtype: The compute dtype of the low-rank products.
+            dtype: dtype of the low-rank products.
             grouped: Whether they run batched over the adapters, or one adapter after the other.
         """
         self._dtype = dtype
@@ -113,11 +113,12 @@ class LowRankPaths:
                 return None
             x = args[0]
             result: torch.Tensor
-            if self._stack is not None:
-                result = self._together(self._stack, name, index, x, output)
-            else:
-                parts = [self._part(wearer, name, index, x) for wearer in wearers]
-                result = _SlotBySlot.apply(self._anchor, x, self._cast(x), output, parts)
+            with torch.autocast(x.device.type, enabled=False):  # these products have a dtype of their own
+                if self._stack is not None:
+                    result = self._together(self._stack, name, index, x, output)
+                else:
+                    parts = [self._part(wearer, name, index, x) for wearer in wearers]
+                    result = _add_slot_by_slot(self._anchor, x, self._cast(x), output, parts)
             return result
 
         return add
@@ -137,9 +138,7 @@ class LowRankPaths:
                 if part.keep is not None:
                     keep[place, : wearer.span.length] = part.keep * part.gain
             keep = keep.to(self._dtype)
-        result: torch.Tensor = Grouped.apply(
-            self._anchor, x, self._cast(x), y, name, stack, self._places[numbers], keep
-        )
+        result: torch.Tensor = _add_grouped(self._anchor, x, self._cast(x), y, name, stack, self._places[numbers], keep)
         return result
 
     def _cast(self, x: torch.Tensor) -> torch.Tensor:
@@ -161,29 +160,28 @@ class _SlotBySlot(torch.autograd.Function):
     """Adds each adapter's path, one adapter after the other; exact products of its own tokens alone."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, anchor: torch.Tensor, x: torch.Tensor, cast: torch.Tensor, y: torch.Tensor, parts: list[_Part]
     ) -> torch.Tensor:
         # The anchor makes the result differentiable where neither the input nor the frozen layer is.
-        out = y.reshape(-1, y.shape[-1]).clone()
+        if in_place := not y._is_view():
+            ctx.mark_dirty(y)
+        result = y if in_place else y.clone()
+        out = result.view(-1, y.shape[-1])
         projected = []
         for part in parts:
             own = _dropped(cast[part.span.slice], part.keep, part.gain)
-            h = torch.mm(own, part.factors.a.T) * part.factors.scaling
-            target = out[part.span.slice]
-            if target.dtype == h.dtype:
-                target.addmm_(h, part.factors.b.T)
-            else:
-                target += torch.mm(h, part.factors.b.T)
+            h = torch.mm(own, part.factors.a.T)
+            _add_product(out[part.span.slice], h, part.factors.b.T, part.factors.scaling)
             projected.append(h)
         # Masks go the way of all saved tensors, so that gradient checkpointing frees them too.
         ctx.parts = [(part.span, part.factors, part.gain) for part in parts]
         ctx.input = (x.dtype, x.shape)
         ctx.save_for_backward(cast, *projected, *(part.keep for part in parts))
-        return out.view(y.shape)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         cast, *saved = ctx.saved_tensors
         projected, keeps = saved[: len(ctx.parts)], saved[len(ctx.parts) :]
         dtype, shape = ctx.input
@@ -191,20 +189,31 @@ class _SlotBySlot(torch.autograd.Function):
         grad_x = torch.zeros_like(cast) if ctx.needs_input_grad[1] else None
         for (span, factors, gain), h, keep in zip(ctx.parts, projected, keeps, strict=True):
             own_grad = flat[span.slice]
-            grad_h = torch.mm(own_grad, factors.b) * factors.scaling
-            _add_product(factors.grad_a, grad_h.T, _dropped(cast[span.slice], keep, gain))
-            _add_product(factors.grad_b, own_grad.T, h)
+            grad_h = torch.mm(own_grad, factors.b)
+            _add_product(factors.grad_a, grad_h.T, _dropped(cast[span.slice], keep, gain), factors.scaling)
+            _add_product(factors.grad_b, own_grad.T, h, factors.scaling)
             if grad_x is not None:
-                grad_x[span.slice] = _dropped(torch.mm(grad_h, factors.a), keep, gain)
+                back = grad_x[span.slice].addmm_(grad_h, factors.a, alpha=factors.scaling)
+                if keep is not None:
+                    back.mul_(keep).mul_(gain)
         return None, None if grad_x is None else grad_x.to(dtype).view(shape), None, grad, None
+
+
+_add_slot_by_slot: Any = _SlotBySlot.apply
+_add_grouped: Any = Grouped.apply
+
+
+def product_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the low-rank products: on a CPU fp32, as the casts cost more than bfloat16 saves there."""
+    return torch.float32 if device.type == "cpu" else compute_dtype
 
 
 def _dropped(x: torch.Tensor, keep: torch.Tensor | None, gain: float) -> torch.Tensor:
     return x if keep is None else x * keep * gain
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, alpha=scaling)
     else:
-        total += torch.mm(left, right)
+        total.add_(torch.mm(left, right), alpha=scaling)

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from rankloom.training.evaluation import autocast
 from rankloom.training.packed.attention import NAME, attending
 from rankloom.training.packed.layout import Layout, Row, lay_out
-from rankloom.training.packed.lowrank import LowRankPaths
+from rankloom.training.packed.lowrank import LowRankPaths, product_dtype
 from rankloom.training.packed.slot import Slot
 from rankloom.training.resident import ResidentBase
 from rankloom_spaces.targets import linear_module_names
@@ -39,7 +39,7 @@ class PackedModel:
         self._paths = LowRankPaths(
             base.model,
             linear_module_names(base.leaf_modules),
-            base.compute_dtype,
+            product_dtype(self._device, base.compute_dtype),
             grouped=self._device.type == "cuda" if grouped is None else grouped,
         )
         base.model.set_attn_implementation(NAME)
@@ -101,6 +101,15 @@ class PackedModel:
         values = iter(torch.stack(sums).tolist())
         return [[next(values) for _ in rows] for _, rows in work]
 
+    @torch.no_grad()
+    def hidden_of(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Return the bare base's last hidden states of each row, [tokens, hidden_size] fp32, all rows in one pack."""
+        layout = lay_out([rows], self._device)
+        self.base.model.eval()
+        with attending(layout.rows):
+            hidden = self._hidden(layout)[0].float()
+        return [hidden[span.slice] for span in layout.rows[: len(rows)]]
+
     def _hidden(self, layout: Layout) -> torch.Tensor:
         """Run the base up to its head: [1, tokens, hidden_size]."""
         with autocast(self._device, self.base.compute_dtype):
@@ -110,11 +119,13 @@ class PackedModel:
 
     def _head_weight(self) -> torch.Tensor:
         # Cast once a pass: under autocast, every row's product would cast the largest matrix of the model anew.
-        return self._head.weight.detach().to(self.base.compute_dtype)
+        weight: torch.Tensor = self._head.weight.detach().to(self.base.compute_dtype)
+        return weight
 
     def _logits(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         bias = getattr(self._head, "bias", None)
-        return linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).float()
+        logits: torch.Tensor = linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+        return logits.float()
 
     @torch.no_grad()
     def _head_backward(

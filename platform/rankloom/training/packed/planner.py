@@ -35,12 +35,17 @@ class SlotPlan:
 
 
 def plan_slots(
-    probe: Callable[[int], Probe], *, most: int, tokens_per_slot: int, available_bytes: int, token_budget: int | None
+    probe: Callable[[int], Probe | None],
+    *,
+    most: int,
+    tokens_per_slot: int,
+    available_bytes: int,
+    token_budget: int | None,
 ) -> SlotPlan:
     """Choose a number of slots.
 
     Args:
-        probe: Runs one step with so many slots and measures it.
+        probe: Runs one step with so many slots and measures it; None where memory ran out.
         most: More would never be filled.
         tokens_per_slot: Tokens that one slot brings to a pass.
         available_bytes: Free memory beside the base.
@@ -55,6 +60,8 @@ def plan_slots(
     if token_budget is not None and token_budget < 2 * tokens_per_slot:
         return SlotPlan(slots=1, reason=f"one trial's {tokens_per_slot} tokens a pass fill the device")
     measured = probe(1)
+    if measured is None:
+        return SlotPlan(slots=1, reason="one step of the largest adapter ran out of memory")
     fitting = max(1, int(available_bytes * USABLE / max(1, measured.bytes)))
     memory = f"a slot takes {measured.bytes / 2**20:.0f} MiB of {available_bytes / 2**20:.0f} MiB free"
     if token_budget is not None:
@@ -67,7 +74,7 @@ def plan_slots(
     slots = 1
     while 2 * slots <= min(most, fitting):
         doubled = probe(2 * slots)
-        if doubled.bytes > available_bytes * USABLE:
+        if doubled is None or doubled.bytes > available_bytes * USABLE:
             return SlotPlan(slots=slots, reason=memory)
         if 2 * measured.seconds / doubled.seconds < WORTHWHILE:
             return SlotPlan(slots=slots, reason=f"{slots} slots of {tokens_per_slot} tokens fill the device; {memory}")

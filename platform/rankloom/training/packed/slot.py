@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from rankloom.config import TrainingConfig
 from rankloom.training.exchange import TrialSpec
 from rankloom.training.packed.batches import Batches
-from rankloom.training.packed.lowrank import LowRank, Wearer
+from rankloom.training.packed.lowrank import LowRank, Wearer, product_dtype
 from rankloom.training.resident import ResidentBase
 from rankloom.training.trial import arguments, lora_config, require_finite, varied
 
@@ -56,26 +57,25 @@ class Slot:
         self.training = varied(training, spec.params)
         self.config: LoraConfig = lora_config(base, spec.params)
         self.dropout = float(self.config.lora_dropout)
-        self.max_steps = self.training.max_steps or 0
         self.batches = Batches(
             rows=rows,
             batch_size=self.training.per_device_train_batch_size,
             accumulation=self.training.gradient_accumulation_steps,
             seed=spec.params["seed"],
         )
-        self._shapes = {
-            name: _features(base.model.get_submodule(name)) for name in _targeted(base, self.config.target_modules)
-        }
+        epochs = self.training.num_train_epochs
+        self.max_steps = self.training.max_steps or math.ceil(epochs * self.batches.steps_per_epoch)
+        names = _targeted(base, self.config.target_modules or ())
+        self._shapes = {name: _features(base.model.get_submodule(name)) for name in names}
         r = self.config.r
         device = base.model.device
         self.flat = nn.Parameter(
             torch.zeros(sum(r * (ins + outs) for ins, outs in self._shapes.values()), device=device)
         )
         self.flat.grad = torch.zeros_like(self.flat)
-        # Products run in the compute dtype, on a copy that follows the fp32 values after each step.
-        self._low = (
-            self.flat.detach() if base.compute_dtype == torch.float32 else self.flat.detach().to(base.compute_dtype)
-        )
+        # Where products run in another dtype, it is on a copy that follows the fp32 values after each step.
+        dtype = product_dtype(device, base.compute_dtype)
+        self._low = self.flat.detach() if dtype == torch.float32 else self.flat.detach().to(dtype)
         self.factors = self._views()
         self._initialise(spec.params["seed"])
         options = TrainingArguments(**arguments(self.training, spec.params, base, str(scratch)))
@@ -146,7 +146,7 @@ class Slot:
     @property
     def is_due(self) -> bool:
         """Whether the step just taken is one after which the adapter is evaluated."""
-        return self.step == self.max_steps or self.step % self.training.eval_every(self.max_steps) == 0
+        return self.training.evaluates_at(self.step, self.max_steps)
 
     def measured(self, eval_loss: float, peak_memory_bytes: int) -> dict[str, Any]:
         """Take in an evaluation and return the metrics to report.
@@ -174,8 +174,11 @@ class Slot:
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, fp32."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.inference_mode = True
-        self.config.save_pretrained(str(folder))
+        config = copy.copy(self.config)
+        config.inference_mode = True
+        # PEFT keeps a set, whose order is another in each process: equal adapters should be equal files.
+        config.target_modules = sorted(config.target_modules or ())
+        config.save_pretrained(str(folder))
         tensors = {}
         for name, (a, b) in self._matrices(self.flat.detach()).items():
             tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous().cpu()
@@ -276,5 +279,5 @@ def _features(module: nn.Module) -> tuple[int, int]:
     """Return a linear layer's input and output widths; Conv1D has its own names."""
     if hasattr(module, "in_features"):
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-    ins, outs = module.weight.shape  # type: ignore[union-attr,misc]
+    ins, outs = module.weight.shape  # type: ignore[misc]
     return int(ins), int(outs)

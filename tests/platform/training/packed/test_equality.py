@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.training.exchange import LocalExchange, Outcome, TrialSpec
-from rankloom.training.resident import ResidentBase, load_resident_base
+from rankloom.training.resident import load_resident_base
 
 Run = Callable[..., LocalExchange]
 MakeTrial = Callable[..., TrialSpec]
@@ -86,7 +86,7 @@ def test_grouped_products_differ_in_the_last_bits_only(tiny_model: Path, trial: 
 
 
 def test_packed_equals_trl(tiny_model: Path, trial: MakeTrial, run_packed: Run, run_trials: Run) -> None:
-    """The first step's loss agrees to float32's precision; Adam turns rounding of near-zero gradients into steps of full
+    """The first loss agrees to float32's precision; Adam turns rounding of near-zero gradients into steps of full
     size (B begins at zero), so that the curves part slowly: 1e-4 of the loss and 1e-2 of the gradient norm in 30 steps.
     """
     training = TrainingConfig(max_steps=30, eval_steps=1, max_length=48, gradient_accumulation_steps=2)
