@@ -9,7 +9,7 @@ from rankloom.result import METRICS
 from rankloom_registry import Event, Registry, TrialEnded, TrialRecord, TrialStarted
 
 if TYPE_CHECKING:
-    from rankloom.cluster.broker import Past
+    from rankloom.cluster.flight import Past
 
 ENDED = ("completed", "stopped", "failed")
 
@@ -28,7 +28,7 @@ def read_story(registry: Registry, search_id: str) -> list[Event]:
 
 def read_past(registry: Registry, search_id: str) -> dict[str, Past]:
     """Return what earlier runs of a search saw of its trials."""
-    from rankloom.cluster.broker import Past, final_result
+    from rankloom.cluster.flight import Past, final_result
 
     evaluations: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in registry.sql(

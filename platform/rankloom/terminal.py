@@ -17,7 +17,7 @@ from rankloom.config import SearchConfig, TrainingConfig, rungs
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 if TYPE_CHECKING:
-    from rankloom.cluster.broker import LaneState, Progress
+    from rankloom.cluster.flight import LaneState, Progress
 
 ROWS = 20
 STYLES = {"completed": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "queued": "dim"}

@@ -9,7 +9,7 @@ from rankloom.config import SearchConfig, TrainingConfig
 from rankloom_registry import Event
 
 if TYPE_CHECKING:
-    from rankloom.cluster.broker import LaneState, Progress
+    from rankloom.cluster.flight import LaneState, Progress
 
 
 class Watcher(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rankloom.cluster.broker import LaneState, Progress
+from rankloom.cluster.flight import LaneState, Progress
 from rankloom.config import parse_config
 from rankloom.terminal import ROWS, Board, TerminalWatcher, draw_board
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted

@@ -11,83 +11,14 @@ import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from rankloom.cluster.flight import Flight, LaneState, Past, Progress, final_result
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 MAX_ATTEMPTS = 3
 OVER = ("failed", "done")  # states of a lane that trains no more
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A trial between its submission and its end."""
-
-    spec: TrialSpec  # its attempt is the last one begun; 0 before the first
-    results: list[dict[str, Any]] = field(default_factory=list)
-    last: dict[str, Any] = field(default_factory=dict)  # the latest result, also of before it was restored
-    lease: int = 0  # counts its submissions
-    asked: int = 0  # results that Tune has asked for
-    awaiting: int | None = None  # the result that its lane wants a verdict about
-    released: bool = False  # Tune no longer wants it, or not now
-    paused: bool = False  # and will come back with it
-    told: bool = False  # its lane knows that it is to stop
-    ended: bool = False
-    lane: str | None = None
-    deaths: int = 0  # of processes that trained it
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """What its lane should be told, if anything."""
-        if self.released:
-            return None if self.told else "pause" if self.paused else "stop"
-        return "go_on" if self.awaiting is not None and self.asked > self.awaiting + 1 else None
-
-    @property
-    def decided(self) -> int:
-        """The last step after which it was told to go on."""
-        steps = [result["steps"] for result in self.results[: max(0, self.asked - 1)] if "steps" in result]
-        return max(steps, default=self.spec.decided)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Where a trial on a lane is; seen by the terminal only."""
-
-    trial_id: str
-    number: int
-    step: int
-    train_loss: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneState:
-    """What is known of a lane."""
-
-    lane: str
-    state: str = "starting"  # then 'loading', 'ready', and 'done' or 'failed'
-    message: str = ""  # why it failed; else how it trains
-    starts: int = 0
-    pid: int | None = None
-    slots: int = 0  # trials that it trains at once; known when it is ready
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
-    """What an earlier run of the search saw of a trial.
-
-    Attributes:
-        attempts: How often it was begun.
-        results: Its evaluations, so that a scheduler learns what it knew; of one that ended, the last is its
-            `final_result`.
-        ended: Whether it ended, and is not trained again.
-    """
-
-    attempts: int
-    results: Sequence[dict[str, Any]] = ()
-    ended: bool = False
 
 
 class Broker:
@@ -106,7 +37,7 @@ class Broker:
         """
         self._past = dict(past or {})
         self._takes_turns = takes_turns
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._names: dict[str, str] = {}
         self._queue: deque[str] = deque()
         self._events: list[Event] = []
@@ -147,11 +78,11 @@ class Broker:
             if flight is None:
                 past = self._past.get(trial_id, Past(attempts=0))
                 spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts)
-                flight = _Flight(spec, results=list(past.results), last=dict((past.results or [{}])[-1]))
+                flight = Flight(spec, results=list(past.results), last=dict((past.results or [{}])[-1]))
                 flight.ended = past.ended
             elif restored is not None:
                 spec = dataclasses.replace(flight.spec, params=params, decided=restored)
-                flight = _Flight(spec, last=flight.last, lease=flight.lease, deaths=flight.deaths)
+                flight = Flight(spec, last=flight.last, lease=flight.lease, deaths=flight.deaths)
             self._flights[trial_id] = flight
             flight.lease += 1
             flight.asked = max(flight.asked, seen + 1)
@@ -334,7 +265,7 @@ class Broker:
                 await asyncio.wait_for(self._changed.wait_for(ready), timeout_s)
         return ready()
 
-    def _tell(self, flight: _Flight) -> Verdict | None:
+    def _tell(self, flight: Flight) -> Verdict | None:
         """Give a verdict, once."""
         verdict = flight.verdict
         if verdict == "go_on":
@@ -349,7 +280,7 @@ class Broker:
             self._let_go(flight)
         return verdict
 
-    def _release(self, flight: _Flight, *, paused: bool) -> None:
+    def _release(self, flight: Flight, *, paused: bool) -> None:
         if flight.ended or (paused and flight.released):  # one that was stopped is not merely paused
             return
         flight.released, flight.paused = True, paused
@@ -365,7 +296,7 @@ class Broker:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: flight.lane is None or self._closed)
 
-    def _let_go(self, flight: _Flight) -> None:
+    def _let_go(self, flight: Flight) -> None:
         if flight.lane is not None:
             self._in_hand[flight.lane].discard(flight.spec.trial_id)
         flight.lane = None
@@ -403,7 +334,7 @@ class Broker:
             else:
                 self._queue.appendleft(trial_id)
 
-    def _finish_in_broker(self, flight: _Flight, status: str, message: str) -> None:
+    def _finish_in_broker(self, flight: Flight, status: str, message: str) -> None:
         if self._closed:  # cut short
             return
         # What was last measured is all that is known of a trial that no lane ends.
@@ -424,12 +355,3 @@ class Broker:
         if event.trial_id in self._queue:
             self._queue.remove(event.trial_id)
         flight.results.append(final_result(event))
-
-
-def final_result(event: TrialEnded) -> dict[str, Any]:
-    """Return the last result that Tune sees of a trial.
-
-    A failed trial has no metric, so that no scheduler and no study takes a number for one; `outcome` says what it was.
-    """
-    metrics = dict(event.metrics) if event.status != "failed" else {}
-    return {**metrics, "done": True, "outcome": event.status}

@@ -35,7 +35,8 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from rankloom.cluster.broker import Broker, LaneState, Past, Progress
+from rankloom.cluster.broker import Broker
+from rankloom.cluster.flight import LaneState, Past, Progress
 from rankloom.cluster.lane import LaneConfig, run_lane
 from rankloom.cluster.searcher import OptunaSearcher, Population, build_sampler
 from rankloom.cluster.trainable import CPU_SHARE, LaneTrial

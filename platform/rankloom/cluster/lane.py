@@ -13,7 +13,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from rankloom.cluster.broker import Progress
+from rankloom.cluster.flight import Progress
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.errors import RankloomError
 from rankloom.hush import hush

@@ -60,12 +60,14 @@ class OptunaSearcher(OptunaSearch):
         self._past: Iterator[FrozenTrial] = iter(
             [trial for trial in self._ot_study.trials if trial.state != TrialState.WAITING]
         )
-        self._interrupted = False
+        self._over = False
+        # A sampler that has nothing left, a grid's, says so by `Study.stop`, which works inside `Study.optimize` only.
+        setattr(self._ot_study, "stop", self._stop)  # noqa: B010
         self._last: dict[str, dict[str, Any]] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """Return a trial's `number` and sampled `params`: those of an earlier run first, then new ones."""
-        if self._interrupted:
+        if self._over:
             return Searcher.FINISHED
         if (past := next(self._past, None)) is not None:
             trial = self._ot_trials[trial_id] = optuna.Trial(self._ot_study, past._trial_id)
@@ -87,7 +89,7 @@ class OptunaSearcher(OptunaSearch):
         result = result or self._last.get(trial_id, {})
         outcome, value = result.get("outcome"), result.get(self._metric)
         if outcome == INTERRUPTED:
-            self._interrupted = True
+            self._over = True
             return
         if trial_id in self._completed_trials or trial_id not in self._ot_trials:
             return
@@ -100,6 +102,9 @@ class OptunaSearcher(OptunaSearch):
         else:
             trial.report(value, result["steps"])
             self._ot_study.tell(trial, state=TrialState.PRUNED)
+
+    def _stop(self) -> None:
+        self._over = True
 
     def save(self, checkpoint_path: str) -> None:
         """Keep nothing: the journal holds everything."""

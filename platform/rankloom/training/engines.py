@@ -133,7 +133,7 @@ def uncovered(base: ResidentBase, training: TrainingConfig, rows: Sequence[Row])
 def measured_plan(
     base: ResidentBase, training: TrainingConfig, rows: Sequence[Row], largest: dict[str, Any], most: int
 ) -> SlotPlan:
-    """Measure a step on the longest rows, and plan slots from it."""
+    """Measure a step's memory on the longest rows, and plan slots from it and from the mean row."""
     training = varied(training, largest)
     batch = sorted(rows, key=lambda row: len(row[0]))[-training.per_device_train_batch_size :]
     device = base.model.device
@@ -178,7 +178,7 @@ def measured_plan(
         return plan_slots(
             probe,
             most=most,
-            tokens_per_slot=sum(len(ids) for ids, _ in batch),
+            tokens_per_slot=round(sum(len(ids) for ids, _ in rows) / len(rows) * len(batch)),
             available_bytes=available_bytes(device),
             token_budget=None if device.type == "cuda" else CPU_TOKENS,
         )

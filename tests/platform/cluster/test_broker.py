@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from rankloom.cluster.broker import MAX_ATTEMPTS, Broker, LaneState, Past, Progress, final_result
+from rankloom.cluster.broker import MAX_ATTEMPTS, Broker
+from rankloom.cluster.flight import LaneState, Past, Progress, final_result
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import TrialEnded, TrialReported, TrialStarted
 

@@ -184,3 +184,16 @@ def test_nothing_but_the_journal_is_written(tmp_path: Path) -> None:
 def test_an_unknown_sampler_is_refused() -> None:
     with pytest.raises(ConfigError, match="'tpe', 'random' or an optuna sampler, got 'cma'"):
         build_sampler("cma", 0)
+
+
+def test_a_grid_ends_when_it_is_done(tmp_path: Path) -> None:
+    def space(trial: optuna.Trial) -> None:
+        trial.suggest_categorical("r", [4, 8])
+
+    grid = searcher(tmp_path, space=space, sampler=optuna.samplers.GridSampler({"r": [4, 8]}, seed=0))
+    ranks = {grid.suggest(name)["params"]["r"] for name in ("x", "y")}
+    assert ranks == {4, 8}
+    for name in ("x", "y"):
+        grid.on_trial_complete(name, {"eval_loss": 1.0, "steps": 9, "outcome": "completed"})
+    assert grid.suggest("z") == Searcher.FINISHED
+    assert [trial.state for trial in grid._ot_study.trials] == [TrialState.COMPLETE] * 2
