@@ -240,6 +240,7 @@ def _training(options: argparse.Namespace, *, eval_steps: int) -> TrainingConfig
     return TrainingConfig(
         max_steps=options.steps,
         eval_steps=eval_steps,
+        eval_strategy="rungs",  # in the modes that stop nobody, the same steps
         per_device_train_batch_size=options.batch_size,
         max_length=options.length,
         max_eval_samples=options.eval_rows,
