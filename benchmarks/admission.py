@@ -1,8 +1,8 @@
 """How long a trial takes into a slot and out of it, on a base that stays.
 
 Usage: python benchmarks/admission.py MODEL_FOLDER
-Prints one JSON document, in seconds, medians of five: making an adapter with its optimizer (in), and saving it as PEFT's
-files (out), for two ranks on all linear layers; beside them, what loading the base takes.
+Prints one JSON document, in seconds, medians of five: making an adapter with its optimizer (in), and saving it as
+PEFT's files (out), for two ranks on all linear layers; beside them, what loading the base takes.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class TrainingConfig(_Model):
     max_length: int = Field(512, ge=8, description="Tokens a row is cut to.")
     eval_steps: int | None = Field(None, ge=1, description="Steps between evaluations; a quarter of the run if unset.")
     eval_strategy: Literal["steps", "rungs"] = Field(
-        "steps", description="Evaluate every eval_steps, or only at eval_steps, 3×, 9×, ... (ASHA's rungs) and the end."
+        "steps", description="'steps' evaluates every eval_steps, 'rungs' at eval_steps, its 3-fold, 9-fold, and the end."
     )
     max_eval_samples: int | None = Field(None, ge=1, description="Rows of the held-out split that are evaluated.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
@@ -149,6 +149,10 @@ class SearchConfig(_Model):
             # An object that a search was given stands in its record as '<Class>'.
             if isinstance(value, str) and value not in names and not value.startswith("<"):
                 raise ValueError(f"{field} must be {', '.join(map(repr, names))} or an object, got {value!r}")
+        if self.engine == "trl" and self.slots_per_lane not in (None, 1):
+            raise ValueError(
+                f"engine 'trl' trains one trial at a time, got slots_per_lane {self.slots_per_lane}: remove one of them"
+            )
         if self.mode != "min":
             raise ValueError("mode must be 'min' for eval_loss: a lower loss is better")
         return self

@@ -59,6 +59,9 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "scheduler": ({"scheduler": "ashaa"}, ("scheduler must be 'asha', 'median', 'fifo' or an", "got 'ashaa'")),
     "schedule": ({"training": {"lr_scheduler_type": "cosin"}}, ("lr_scheduler_type", "'cosine'", "got 'cosin'")),
     "optimizer": ({"training": {"optim": "adamv"}}, ("training.optim", "'adamw_torch'", "got 'adamv'")),
+    "engine": ({"engine": "packd"}, ("engine", "'packed' or 'trl'", "got 'packd'")),
+    "slots": ({"engine": "trl", "slots_per_lane": 2}, ("one trial at a time", "got slots_per_lane 2", "remove one")),
+    "no slots": ({"slots_per_lane": 0}, ("slots_per_lane", "greater than or equal to 1", "got 0")),
     "direction": ({"mode": "max"}, ("mode must be 'min'",)),
     "two at once": ({"num_samples": 0, "seeds": 1}, ("num_samples", "did you mean 'seed'")),
 }
@@ -153,3 +156,17 @@ def test_every_schedule_and_optimizer_is_one_of_transformers(tmp_path: Path) -> 
     for name in get_args(LearningRateSchedule):
         schedule = get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=4)
         assert schedule.get_last_lr() == [0.1 if name == "constant" else 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"eval_steps": 4}, [4, 8, 12, 16, 20, 24, 28, 30]),
+        ({"eval_steps": 3, "eval_strategy": "rungs"}, [3, 9, 27, 30]),
+        ({"eval_strategy": "rungs"}, [7, 21, 30]),
+        ({"eval_steps": 30}, [30]),
+    ],
+)
+def test_a_run_is_evaluated_where_it_is_said(settings: dict[str, Any], steps: list[int]) -> None:
+    training = parse_config({**LEAST, "training": settings}).training
+    assert [step for step in range(1, 31) if training.evaluates_at(step, 30)] == steps

@@ -14,6 +14,7 @@ from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining
 
 from rankloom import Search
 from rankloom.cluster.lane import read_event_logs
+from rankloom.errors import ConfigError
 from rankloom.result import SearchResult
 from rankloom_registry import Registry, TrialRecord, TrialReported
 
@@ -102,6 +103,12 @@ def test_hyperband_pauses_trials_and_goes_on_with_the_best(run: Run) -> None:
     # Each goes on behind the evaluation at which it was paused, and does not repeat it.
     reports = [(e.trial_id, e.step) for e in read_event_logs(result.run_folder) if isinstance(e, TrialReported)]
     assert len(reports) == len(set(reports))
+
+
+def test_a_scheduler_that_pauses_is_refused_where_nothing_can_be_paused(run: Run) -> None:
+    scheduler = HyperBandScheduler(time_attr="steps", max_t=STEPS)
+    with pytest.raises(ConfigError, match="HyperBandScheduler pauses trials, which engine 'trl' cannot: set engine"):
+        run(scheduler=scheduler, engine="trl", slots_per_lane=1)
 
 
 def test_population_based_training_goes_on_from_better_trials(run: Run) -> None:

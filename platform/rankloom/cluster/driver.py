@@ -99,10 +99,14 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
         watch: Called at least every second with new events, lanes and progress.
 
     Raises:
+        ConfigError: The scheduler asks for what the engine cannot do.
         SearchError: No lane could run, or a lane found its base changed.
         KeyboardInterrupt: Ctrl-C; what was recorded stays, and the search can be resumed.
     """
     _STOP.clear()
+    if job.config.engine == "trl" and isinstance(job.config.scheduler, PAUSING):
+        name = type(job.config.scheduler).__name__
+        raise ConfigError(f"{name} pauses trials, which engine 'trl' cannot: set engine to 'packed', or leave it out")
     if not job.verbose:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
     with connected(verbose=job.verbose) as local:

@@ -68,8 +68,6 @@ def build_engine(
     if reason is not None:
         if name == "packed":
             raise TrainingError(f"engine 'packed' does not cover this search: {reason}; set engine to 'trl'")
-        if slots not in (None, 1) and name == "trl":
-            raise TrainingError(f"engine 'trl' trains one trial at a time, got slots_per_lane {slots}: remove it")
         from rankloom.training.trl import TrlEngine
 
         engine = TrlEngine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -60,21 +61,29 @@ def packed_attention(
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError("packed attention has neither softcap nor attention sinks")
-    lengths = [row.length for row in _rows]
-    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    attended = [
-        scaled_dot_product_attention(
+    runs = _runs(_rows)
+    widths = [count * length for count, length in runs]
+    parts = zip(*(tensor.split(widths, dim=2) for tensor in (query, key, value)), strict=True)
+    attended = []
+    for (count, length), part in zip(runs, parts, strict=True):
+        # [1, heads, count · length, head_dim] to [count, heads, length, head_dim]
+        q, k, v = (tensor.unflatten(2, (count, length)).squeeze(0).transpose(0, 1) for tensor in part)
+        found = scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=_window(q, sliding_window),
-            is_causal=sliding_window is None or q.shape[2] <= sliding_window,
+            is_causal=sliding_window is None or length <= sliding_window,
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        for q, k, v in parts
-    ]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+        attended.append(found.transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended).unsqueeze(0), None
+
+
+def _runs(rows: tuple[Span, ...]) -> list[tuple[int, int]]:
+    """Return (rows, length) of each run of neighbours of one length: what one kernel can attend to."""
+    return [(len(list(run)), length) for length, run in groupby(row.length for row in rows)]
 
 
 def _window(query: torch.Tensor, window: int | None) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from rankloom.training.packed.attention import attending, packed_attention
 from rankloom.training.packed.layout import Span
 
-HEADS, HEAD_DIM, LENGTHS = 4, 8, (13, 1, 6)
+HEADS, HEAD_DIM, LENGTHS = 4, 8, (13, 1, 6, 6, 6, 13)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 6, 64])
@@ -38,6 +38,22 @@ def test_each_row_attends_as_it_would_alone(window: int | None, key_value_heads:
     weight = torch.randn_like(alone)
     found, expected = (torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (packed, alone))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("length", [7, 96, 300])
+def test_neighbours_of_one_length_share_a_kernel_and_not_a_bit(length: int) -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(1, 9, 5 * length, 64, requires_grad=True), *(torch.randn(1, 3, 5 * length, 64) for _ in "kv")]
+    rows = tuple(Span(at * length, (at + 1) * length) for at in range(5))
+    with attending(rows):
+        together, _ = packed_attention(torch.nn.Identity(), *states, None)
+    (gradient,) = torch.autograd.grad(together.sum(), states[0])
+    for row in rows:
+        own = [state.detach()[:, :, row.slice].requires_grad_() for state in states]
+        with attending((Span(0, length),)):
+            alone, _ = packed_attention(torch.nn.Identity(), *own, None)
+        assert torch.equal(together[:, row.slice], alone)
+        assert torch.equal(gradient[:, :, row.slice], torch.autograd.grad(alone.sum(), own[0])[0])
 
 
 @pytest.mark.parametrize(
