@@ -48,7 +48,7 @@ class TrainingConfig(_Model):
     max_length: int = Field(512, ge=8, description="Tokens a row is cut to.")
     eval_steps: int | None = Field(None, ge=1, description="Steps between evaluations; a quarter of the run if unset.")
     eval_strategy: Literal["steps", "rungs"] = Field(
-        "steps", description="'steps' evaluates every eval_steps, 'rungs' at eval_steps, its 3-fold, 9-fold, and the end."
+        "steps", description="'steps' evaluates every eval_steps; 'rungs' at eval_steps, 3-fold, 9-fold, and the end."
     )
     max_eval_samples: int | None = Field(None, ge=1, description="Rows of the held-out split that are evaluated.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
