@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -184,13 +185,26 @@ def lane_configs(job: Job, *, local: bool) -> list[LaneConfig]:
             quantization=job.config.quantization,
             engine=job.config.engine,
             slots=job.config.slots_per_lane,
-            most_slots=min(job.config.num_samples, job.config.max_concurrent_trials or job.config.num_samples),
+            most_slots=most_slots(job.config, lanes=max(1, gpus)),
             largest=job.largest,
             resources=each,
             verbose=job.verbose,
         )
         for number in range(max(1, gpus))
     ]
+
+
+def most_slots(config: SearchConfig, *, lanes: int) -> int:
+    """Return how many slots of a lane a search can make use of.
+
+    Where trials are stopped early, a third of them at once: a trial that begins with all others can neither take the slot
+    of one that was stopped, nor be proposed from what they found.
+    """
+    if config.max_concurrent_trials is not None:
+        return min(config.num_samples, config.max_concurrent_trials)
+    if config.scheduler in ("fifo", None) or isinstance(config.scheduler, PAUSING):
+        return config.num_samples
+    return max(2, math.ceil(config.num_samples / (REDUCTION_FACTOR * lanes)))
 
 
 def build_scheduler(scheduler: Any, *, grace_steps: int, max_steps: int) -> TrialScheduler:
