@@ -197,8 +197,8 @@ def lane_configs(job: Job, *, local: bool) -> list[LaneConfig]:
 def most_slots(config: SearchConfig, *, lanes: int) -> int:
     """Return how many slots of a lane a search can make use of.
 
-    Where trials are stopped early, a third of them at once: a trial that begins with all others can neither take the slot
-    of one that was stopped, nor be proposed from what they found.
+    Where trials are stopped early, a third of them at once: a trial that begins with all others can neither take the
+    slot of one that was stopped, nor be proposed from what they found.
     """
     if config.max_concurrent_trials is not None:
         return min(config.num_samples, config.max_concurrent_trials)
