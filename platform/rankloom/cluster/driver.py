@@ -225,9 +225,13 @@ def build_scheduler(scheduler: Any, *, grace_steps: int, max_steps: int) -> Tria
             time_attr="steps", max_t=max_steps, grace_period=grace_steps, reduction_factor=REDUCTION_FACTOR
         )
     if scheduler == "median":
-        # Slots are shared here, not by Tune: left to itself, it pauses a trial after each result for one that waits.
+        # Slots are shared here, not by Tune: left to itself, it pauses a trial for one that waits. A slice that is not
+        # infinite would still be exceeded once, as it counts from minus infinity.
         return MedianStoppingRule(
-            time_attr="steps", grace_period=grace_steps, min_samples_required=3, min_time_slice=max_steps
+            time_attr="steps",
+            grace_period=grace_steps,
+            min_samples_required=3,
+            min_time_slice=math.inf,  # type: ignore[arg-type]
         )
     if scheduler in ("fifo", None):
         return FIFOScheduler()
