@@ -54,7 +54,7 @@ def panel(document: dict[str, Any]) -> Panel:
     """Return what is drawn of one document."""
     ratios = {name.partition("/")[0]: ratio["median"] for name, ratio in document["ratios"].items()}
     return Panel(
-        title=f"{document['part']}: {document['title']}",
+        title=document["title"],
         unit=f"{document['unit']}, {document['machine']['gpu'] or document['machine']['processor']}",
         bars=tuple(
             Bar(mode, document["medians"][mode], min(values), max(values), ratios.get(mode))
