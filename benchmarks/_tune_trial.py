@@ -8,7 +8,7 @@ from threading import Thread
 from typing import Any
 
 from _engines import build, specs_of
-from _searches import Task
+from _task import Task
 from _world import grid
 from datasets import load_from_disk
 from ray import tune

@@ -217,7 +217,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _searched(options: argparse.Namespace, model: Path, scheduler: str, eval_steps: int) -> list[Sample]:
     import tempfile
 
-    from _searches import Task, measured
+    from _searches import measured
+    from _task import Task
 
     with tempfile.TemporaryDirectory(prefix="rankloom-benchmark-") as folder:
         dataset = options.dataset or Path(folder) / "docstrings.jsonl"

@@ -8,12 +8,11 @@ GPUs, where the time to launch hundreds of small products would be longer than t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from rankloom.training.packed.lowrank import LowRank, Wearer
+from rankloom.training.packed.factors import LowRank, Wearer
 
 
 class Stack:

@@ -10,8 +10,9 @@ from torch.nn.functional import linear
 
 from rankloom.training.evaluation import autocast
 from rankloom.training.packed.attention import NAME, attending
+from rankloom.training.packed.factors import product_dtype
 from rankloom.training.packed.layout import Layout, Row, lay_out
-from rankloom.training.packed.lowrank import LowRankPaths, product_dtype
+from rankloom.training.packed.lowrank import LowRankPaths
 from rankloom.training.packed.slot import Slot
 from rankloom.training.resident import ResidentBase
 from rankloom_spaces.targets import linear_module_names

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from rankloom.config import TrainingConfig
 from rankloom.training.exchange import TrialSpec
 from rankloom.training.packed.batches import Batches
-from rankloom.training.packed.lowrank import LowRank, Wearer, product_dtype
+from rankloom.training.packed.factors import LowRank, Wearer, product_dtype
 from rankloom.training.resident import ResidentBase
 from rankloom.training.trial import arguments, lora_config, require_finite, varied
 

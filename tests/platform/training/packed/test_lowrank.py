@@ -12,8 +12,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from rankloom.config import QuantizationConfig, TrainingConfig
+from rankloom.training.packed.factors import LowRank, Wearer
 from rankloom.training.packed.layout import Span
-from rankloom.training.packed.lowrank import LowRank, LowRankPaths, Wearer
+from rankloom.training.packed.lowrank import LowRankPaths
 from rankloom.training.packed.model import PackedModel
 from rankloom.training.packed.slot import Slot
 from rankloom.training.resident import load_resident_base
