@@ -48,6 +48,7 @@ class Outside:
             "num_samples": NUM_SAMPLES,
             "name": "negation",
             "keep_top": 2,
+            "slots_per_lane": 1,  # one after the other, so that some have ended when others have not
             "scheduler": None,
             "training": {"max_steps": STEPS, "eval_steps": 4, "max_length": 64},
         }
