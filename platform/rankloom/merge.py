@@ -160,6 +160,7 @@ def _staged(output: Path) -> Iterator[Path]:
         yield partial
         sync_folder(partial)
         partial.rename(output)
+    # Planned: whatever ends a merge, Ctrl-C too, leaves nothing half-made behind, and is raised again.
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -248,6 +248,7 @@ def _made(folder: Path) -> Iterator[None]:
         ) from error
     try:
         yield
+    # Planned: whatever ends the preparation, Ctrl-C too, leaves no folder behind, and is raised again.
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         if not existed and not any(folder.parent.iterdir()):
