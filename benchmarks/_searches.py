@@ -101,7 +101,7 @@ def search_reusing_actors(task: Task, seed: int) -> dict[str, Any]:
 
 def search_packed(task: Task, seed: int) -> dict[str, Any]:
     """Our search over the same grid; a function as the space, so that it has no prior point beside the grid."""
-    from _grid import Grid, GridSpace
+    import optuna
 
     from rankloom import Search
 
@@ -112,7 +112,7 @@ def search_packed(task: Task, seed: int) -> dict[str, Any]:
             name="grid",
             registry=Path(folder) / "registry.duckdb",
             space=GridSpace(task.axes),
-            sampler=Grid(task.axes, seed=seed),
+            sampler=optuna.samplers.GridSampler(task.axes, seed=seed),
             scheduler=task.scheduler,
             engine="packed",
             slots_per_lane=task.slots,
@@ -129,6 +129,17 @@ def search_packed(task: Task, seed: int) -> dict[str, Any]:
     by_point = {_point(task, trial.params): trial for trial in result.trials}
     trials = [by_point[_point(task, params)] for params in grid(task.axes)]
     return {"trials": [_row(trial.params, trial.metrics, trial.status) for trial in trials]}
+
+
+class GridSpace:
+    """The grid's axes as a function of an Optuna trial."""
+
+    def __init__(self, axes: dict[str, list[Any]]) -> None:
+        self._axes = axes
+
+    def __call__(self, trial: Any) -> None:
+        for name, values in self._axes.items():
+            trial.suggest_categorical(name, values)
 
 
 SEARCHES: dict[str, Callable[[Task, int], dict[str, Any]]] = {

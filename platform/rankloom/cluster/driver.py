@@ -160,6 +160,8 @@ def connected(*, verbose: bool) -> Iterator[bool]:
     if address is None:
         # One CPU more than there are: lanes take all real ones, the feather-light Tune actors share the other.
         options["num_cpus"] = (os.cpu_count() or 1) + 1
+        # Ours shows what a search does, and also when it is over; Ray's would take seconds of a small machine to start.
+        options["include_dashboard"] = False
     # Ray prints news of its processes on stdout, whatever it is told; that belongs to results.
     with contextlib.redirect_stdout(sys.stderr):
         ray.init(address=address, **options)

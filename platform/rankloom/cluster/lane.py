@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rankloom.cluster.flight import Progress
 from rankloom.config import QuantizationConfig, TrainingConfig
@@ -22,15 +22,6 @@ from rankloom.training.exchange import Orders, Outcome, TrialSpec
 from rankloom_registry import Event, EventError, TrialEnded, TrialReported, TrialStarted
 
 MAX_RESTARTS = 5
-DISTRIBUTED_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "NODE_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +61,11 @@ class LaneConfig:
 def run_lane(config: LaneConfig, broker: Any) -> None:
     """Run a lane's trainer to its end; its process may die and is started again, the trial in hand with it.
 
-    A task of its own, because `TorchTrainer.fit` blocks; one trainer a lane, because a failure restarts every worker
-    of a trainer.
+    A task of its own, because `fit` blocks; one trainer a lane, because a failure restarts every worker of a trainer.
+    Not a `TorchTrainer`, which is this one and torch.distributed: a lane is one process, and a group of one would make
+    accelerate wrap models for several and cost seconds to set up.
     """
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         train_lane,
         train_loop_config={"lane": config, "broker": broker},
         scaling_config=ScalingConfig(
@@ -98,9 +90,6 @@ def train_lane(loop_config: dict[str, Any]) -> None:
     """Load the base, train until the search is over, and prove that the base was left as it was."""
     config: LaneConfig = loop_config["lane"]
     broker = loop_config["broker"]
-    # A lane is one process: without these, accelerate would see Ray's group of one and wrap models for several.
-    for variable in DISTRIBUTED_VARIABLES:
-        os.environ.pop(variable, None)
     if not config.verbose:
         hush()
     ray.get(broker.lane_started.remote(config.name, os.getpid()))

@@ -27,11 +27,4 @@ def read_state(file: Path) -> State:
     """Return what `write_state` wrote."""
     with safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-    return tensors, read_record(file)
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """Return the record alone."""
-    with safe_open(file, framework="pt") as opened:
-        record: dict[str, Any] = json.loads(opened.metadata()["record"])
-    return record
+        return tensors, json.loads(opened.metadata()["record"])

@@ -156,11 +156,11 @@ class PackedEngine:
 
     def _advance(self, running: Sequence[Slot], exchange: Exchange) -> None:
         """Train one batch of each slot; those whose step is full take it, and are evaluated where that is due."""
-        work = []
+        work, last = [], []
         for slot in running:
-            window = slot.batches.of_step(slot.step)
-            batches = [[self._train_rows[index] for index in batch] for batch in window]
-            work.append((slot, batches[slot.micro], sum(targets_of(row) for batch in batches for row in batch)))
+            window = [[self._train_rows[index] for index in batch] for batch in slot.batches.of_step(slot.step)]
+            work.append((slot, window[slot.micro], sum(targets_of(row) for batch in window for row in batch)))
+            last.append(slot.micro == len(window) - 1)
         # Planned fault tolerance: where a pass of several trials fails, memory most of all, they go back to their last
         # step and go on with half as many at once, until the one that cannot run is alone.
         outcome: Outcome | None = None
@@ -173,9 +173,9 @@ class PackedEngine:
             self._retreat(running, outcome, exchange)
             return
         stepped = []
-        for (slot, rows, _), loss in zip(work, losses, strict=True):
+        for (slot, rows, _), loss, is_full in zip(work, losses, last, strict=True):
             slot.add_loss(loss, sum(len(ids) for ids, _ in rows))
-            if slot.micro < len(slot.batches.of_step(slot.step)):
+            if not is_full:
                 continue
             # Planned fault tolerance: a loss that is not finite, or no memory for the optimizer's state.
             try:
