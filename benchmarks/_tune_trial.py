@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -14,7 +15,7 @@ from datasets import load_from_disk
 from ray import tune
 
 from rankloom.hush import hush
-from rankloom.training.exchange import Orders, Outcome, TrialSpec, Verdict
+from rankloom.training.exchange import Orders, Outcome, Report, TrialSpec, Verdict
 from rankloom.training.resident import load_resident_base
 
 
@@ -85,8 +86,9 @@ class RungExchange:
     def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
         return
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
-        self.results.put({**metrics, "status": "running"})
+    def report(self, reports: Sequence[Report]) -> None:
+        for _, metrics in reports:
+            self.results.put({**metrics, "status": "running"})
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         self.results.put({**outcome.metrics, "status": outcome.status, "message": outcome.message})

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ray import tune
-from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining
+from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 
 from rankloom import Search
 from rankloom.cluster.lane import read_event_logs
@@ -82,8 +82,10 @@ def checked(result: SearchResult) -> list[TrialRecord]:
     return trials
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "median", None])
-def test_trials_are_stopped_or_completed(run: Run, scheduler: str | None) -> None:
+@pytest.mark.parametrize(
+    "scheduler", ["asha", ASHAScheduler(time_attr="steps", max_t=STEPS, grace_period=1), "median", None], ids=str
+)
+def test_trials_are_stopped_or_completed(run: Run, scheduler: str | ASHAScheduler | None) -> None:
     trials = checked(run(scheduler=scheduler))
     assert len(trials) == 4
     assert {trial.attempts for trial in trials} == {1}  # nobody paused

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rankloom.cluster.flight import Flight, LaneState, Past, Progress, final_result
+from rankloom.cluster.flight import RUNG, Flight, LaneState, Past, Progress, final_result
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
@@ -25,17 +25,24 @@ class Broker:
     """An asyncio object, run as a Ray actor; every method returns at once or waits without a thread."""
 
     def __init__(
-        self, lanes: Iterable[str], past: Mapping[str, Past] | None = None, *, takes_turns: bool = False
+        self,
+        lanes: Iterable[str],
+        past: Mapping[str, Past] | None = None,
+        *,
+        metric: str = "eval_loss",
+        takes_turns: bool = False,
     ) -> None:
         """Start a search's broker.
 
         Args:
             lanes: Names of the lanes that will come.
             past: What an earlier run of the search saw, by trial_id.
+            metric: What trials are compared by.
             takes_turns: Whether a trial that was evaluated gives its slot to one that waits for a slot: a population
                 that is larger than the slots then advances together.
         """
         self._past = dict(past or {})
+        self._metric = metric
         self._takes_turns = takes_turns
         self._flights: dict[str, Flight] = {}
         self._names: dict[str, str] = {}
@@ -98,13 +105,16 @@ class Broker:
             await self._recall(trial_id)
 
     async def next_result(self, trial_id: str, index: int) -> dict[str, Any] | None:
-        """Wait for a trial's result number `index`; None when the search is closed first."""
+        """Wait for a trial's result number `index`, with its rung; None when the search is closed first."""
         flight = self._flights[trial_id]
         async with self._changed:
             flight.asked = max(flight.asked, index + 1)
             self._changed.notify_all()
             await self._changed.wait_for(lambda: len(flight.results) > index or self._closed)
-            return flight.results[index] if len(flight.results) > index else None
+            if len(flight.results) <= index:
+                return None
+            result = flight.results[index]
+            return result if result.get("done") else {**result, RUNG: self._rung(result["steps"])}
 
     async def release(self, trial_id: str, lease: int | None = None, *, paused: bool = False) -> None:
         """Tell that Tune is done with a trial: stopped early, ended, or paused until it is submitted again.
@@ -183,22 +193,23 @@ class Broker:
         """Keep where a trial is."""
         self._progress[progress.trial_id] = progress
 
-    async def report(self, event: TrialReported) -> None:
-        """Pass an evaluation on to Tune; its verdict comes with later orders.
+    async def report(self, events: Sequence[TrialReported]) -> None:
+        """Pass evaluations on to Tune, none before all are known; verdicts come with later orders.
 
         A retried trial repeats the evaluations of its first attempt; those that Tune has seen are answered at once.
         """
         async with self._changed:
             if self._closed:
                 return
-            flight = self._flights[event.trial_id]
-            seen = next((i for i, result in enumerate(flight.results) if result.get("steps") == event.step), None)
-            if seen is None:
-                seen = len(flight.results)
-                flight.last = dict(event.metrics)
-                flight.results.append(flight.last)
-                self._events.append(event)
-            flight.awaiting = seen
+            for event in events:
+                flight = self._flights[event.trial_id]
+                seen = next((i for i, result in enumerate(flight.results) if result.get("steps") == event.step), None)
+                if seen is None:
+                    seen = len(flight.results)
+                    flight.last = dict(event.metrics)
+                    flight.results.append(flight.last)
+                    self._events.append(event)
+                flight.awaiting = seen
             self._changed.notify_all()
 
     async def finish(self, event: TrialEnded, before: Sequence[TrialReported] = ()) -> None:
@@ -254,6 +265,13 @@ class Broker:
             self._changed.notify_all()
 
     # Inside
+
+    def _rung(self, steps: int) -> list[float]:
+        """Return the metric of every trial that was evaluated after so many steps, in this run or an earlier one."""
+        known = {trial_id: past.results for trial_id, past in self._past.items()}
+        known |= {trial_id: flight.results for trial_id, flight in self._flights.items()}
+        found = (next((r for r in results if r.get("steps") == steps), {}) for results in known.values())
+        return [result[self._metric] for result in found if result.get(self._metric) is not None]
 
     def _slots(self) -> list[int]:
         return [state.slots for state in self._lanes.values() if state.state not in OVER]

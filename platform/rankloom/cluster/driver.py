@@ -28,7 +28,6 @@ import optuna
 import ray
 from ray import tune
 from ray.tune.schedulers import (
-    ASHAScheduler,
     FIFOScheduler,
     HyperBandScheduler,
     MedianStoppingRule,
@@ -38,10 +37,11 @@ from ray.tune.schedulers import (
 
 from rankloom.cluster.broker import Broker
 from rankloom.cluster.flight import LaneState, Past, Progress
+from rankloom.cluster.halving import SuccessiveHalving
 from rankloom.cluster.lane import LaneConfig, run_lane
 from rankloom.cluster.searcher import OptunaSearcher, Population, build_sampler
 from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
-from rankloom.config import REDUCTION_FACTOR, SearchConfig, TrainingConfig
+from rankloom.config import REDUCTION_FACTOR, SearchConfig, TrainingConfig, rungs
 from rankloom.errors import ConfigError, SearchError
 from rankloom.runs import Run
 from rankloom_registry import Event
@@ -115,6 +115,7 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
         broker: Any = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(
             [lane.name for lane in lanes],
             dict(job.past),
+            metric=job.config.metric,
             takes_turns=isinstance(job.config.scheduler, PopulationBasedTraining),
         )
         refs = [run_lane.remote(lane, broker) for lane in lanes]
@@ -210,7 +211,7 @@ def most_slots(config: SearchConfig, *, lanes: int) -> int:
 
 
 def build_scheduler(scheduler: Any, *, grace_steps: int, max_steps: int) -> TrialScheduler:
-    """Build Ray Tune's scheduler from a name ('asha', 'median', 'fifo', None) or pass an object on.
+    """Build a scheduler for Ray Tune from a name ('asha', 'median', 'fifo', None) or pass an object on.
 
     Args:
         scheduler: Name, object or None.
@@ -223,9 +224,7 @@ def build_scheduler(scheduler: Any, *, grace_steps: int, max_steps: int) -> Tria
     if isinstance(scheduler, TrialScheduler):
         return scheduler
     if scheduler == "asha":
-        return ASHAScheduler(
-            time_attr="steps", max_t=max_steps, grace_period=grace_steps, reduction_factor=REDUCTION_FACTOR
-        )
+        return SuccessiveHalving(rungs(grace_steps, max_steps), reduction_factor=REDUCTION_FACTOR)
     if scheduler == "median":
         # Slots are shared here, not by Tune: left to itself, it pauses a trial for one that waits. A slice that is not
         # infinite would still be exceeded once, as it counts from minus infinity.

@@ -9,6 +9,8 @@ from typing import Any
 from rankloom.training.exchange import TrialSpec, Verdict
 from rankloom_registry import TrialEnded
 
+RUNG = "rung"  # key of a result: the metric of every trial evaluated after the same step, of this one too
+
 
 @dataclass(slots=True)
 class Flight:

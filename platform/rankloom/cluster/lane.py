@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,7 +19,7 @@ from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.errors import RankloomError
 from rankloom.hush import hush
 from rankloom.runs import CHECKPOINTS
-from rankloom.training.exchange import Orders, Outcome, TrialSpec
+from rankloom.training.exchange import Orders, Outcome, Report, TrialSpec
 from rankloom_registry import Event, EventError, TrialEnded, TrialReported, TrialStarted
 
 MAX_RESTARTS = 5
@@ -156,11 +157,14 @@ class BrokerExchange:
             Progress(trial_id=spec.trial_id, number=spec.number, step=step, train_loss=train_loss)
         )
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
-        """Tell an evaluation."""
-        event = TrialReported(trial_id=spec.trial_id, step=metrics["steps"], metrics=metrics)
-        self._write(event)
-        ray.get(self._broker.report.remote(event))
+    def report(self, reports: Sequence[Report]) -> None:
+        """Tell evaluations."""
+        events = [
+            TrialReported(trial_id=spec.trial_id, step=metrics["steps"], metrics=metrics) for spec, metrics in reports
+        ]
+        for event in events:
+            self._write(event)
+        ray.get(self._broker.report.remote(events))
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Tell how the trial ended; its last evaluation is a report as well."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -65,6 +65,9 @@ class Orders:
     more: bool = True
 
 
+Report = tuple[TrialSpec, dict[str, Any]]  # an evaluation: `steps` and StepMetrics' fields
+
+
 class Exchange(Protocol):
     """What an engine asks for and tells; a lane's goes to the broker, a script's is a list."""
 
@@ -79,8 +82,8 @@ class Exchange(Protocol):
     def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
         """Tell how far a trial is; cheap, may be lost."""
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
-        """Tell an evaluation in mid-trial (`steps` and StepMetrics' fields); the verdict comes with later orders."""
+    def report(self, reports: Sequence[Report]) -> None:
+        """Tell evaluations in mid-trial, those of one moment together; verdicts come with later orders."""
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Tell how a trial ended."""
@@ -108,11 +111,12 @@ class LocalExchange:
     def progress(self, spec: TrialSpec, step: int, train_loss: float) -> None:
         """Ignore it: nobody watches a script's list."""
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
-        """Keep the report."""
-        self.reports[spec.trial_id].append(metrics)
-        goes_on = metrics["steps"] < self._stop.get(spec.trial_id, metrics["steps"] + 1)
-        self._verdicts[spec.trial_id] = "go_on" if goes_on else "stop"
+    def report(self, reports: Sequence[Report]) -> None:
+        """Keep the reports."""
+        for spec, metrics in reports:
+            self.reports[spec.trial_id].append(metrics)
+            goes_on = metrics["steps"] < self._stop.get(spec.trial_id, metrics["steps"] + 1)
+            self._verdicts[spec.trial_id] = "go_on" if goes_on else "stop"
 
     def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Keep the outcome."""

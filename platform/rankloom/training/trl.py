@@ -177,7 +177,7 @@ class _Watch(TrainerCallback):
 
     def _is_to_stop(self) -> bool:
         """Report the evaluation and wait for what is decided about it."""
-        self._exchange.report(self._spec, dict(self.metrics))
+        self._exchange.report([(self._spec, dict(self.metrics))])
         while True:
             orders = self._exchange.orders(free=0, wait_s=None)
             verdict = orders.verdicts.get(self._spec.trial_id)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rankloom.cluster.broker import MAX_ATTEMPTS, Broker
-from rankloom.cluster.flight import LaneState, Past, Progress, final_result
+from rankloom.cluster.flight import RUNG, LaneState, Past, Progress, final_result
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import TrialEnded, TrialReported, TrialStarted
 
@@ -58,7 +58,7 @@ async def in_training(*trials: str, takes_turns: bool = False) -> Broker:
 
 async def evaluated(broker: Broker, trial: str, step: int, *, index: int | None = None, loss: float = 1.0) -> None:
     """The lane reports and Tune hears of it."""
-    await broker.report(evaluation(trial, step, loss))
+    await broker.report([evaluation(trial, step, loss)])
     assert (await broker.next_result(trial, step - 1 if index is None else index) or {})["steps"] == step
 
 
@@ -67,6 +67,11 @@ async def asking(broker: Broker, trial: str, index: int) -> asyncio.Task[dict[st
     asked = asyncio.create_task(broker.next_result(trial, index))
     await settle()
     return asked
+
+
+def bare(result: dict[str, Any] | None) -> dict[str, Any]:
+    """A result without its rung."""
+    return {name: value for name, value in (result or {}).items() if name != RUNG}
 
 
 def evaluation(trial: str, step: int, loss: float = 1.0) -> TrialReported:
@@ -146,14 +151,14 @@ def test_a_trial_keeps_the_first_name_it_was_given() -> None:
 def test_a_lane_waits_for_tunes_decision_and_goes_on() -> None:
     async def scenario() -> None:
         broker = await in_training("a")
-        await broker.report(evaluation("a", 1, 0.5))
-        assert await broker.next_result("a", 0) == {"steps": 1, "eval_loss": 0.5}
+        await broker.report([evaluation("a", 1, 0.5)])
+        assert bare(await broker.next_result("a", 0)) == {"steps": 1, "eval_loss": 0.5}
         assert await verdicts(broker) == {}
         waiting = asyncio.create_task(broker.orders("lane-0", 0, None))
         asked = await asking(broker, "a", 1)
         assert await waiting == Orders(verdicts={"a": "go_on"})
         await broker.finish(end("a", steps=2, eval_loss=0.25), [evaluation("a", 2, 0.25)])
-        assert await asked == {"steps": 2, "eval_loss": 0.25, "done": True, "outcome": "completed"}
+        assert bare(await asked) == {"steps": 2, "eval_loss": 0.25, "done": True, "outcome": "completed"}
         kinds = [(type(event), getattr(event, "step", None)) for event in await broker.events(0, 0.0)]
         assert kinds == [(TrialReported, 1), (TrialReported, 2), (TrialEnded, None)]
 
@@ -258,7 +263,7 @@ def test_a_trial_whose_tune_actor_died_is_replayed_to_the_next_and_goes_on() -> 
         await evaluated(broker, "a", 1)
         await submitted(broker, "a")
         assert await taken(broker) == []  # its lane has it
-        assert await broker.next_result("a", 0) == {"steps": 1, "eval_loss": 1.0}
+        assert bare(await broker.next_result("a", 0)) == {"steps": 1, "eval_loss": 1.0}
         assert await verdicts(broker) == {}
         asked = await asking(broker, "a", 1)
         assert await verdicts(broker) == {"a": "go_on"}
@@ -281,8 +286,8 @@ def test_a_paused_trial_leaves_its_slot_and_comes_back_with_its_checkpoint() -> 
         assert await broker.events(1, 0.0) == []  # it did not end
         await broker.submit("a", 0, {"r": 9}, restored=3)
         assert await taken(broker) == [TrialSpec(trial_id="a", number=0, params={"r": 9}, attempt=2, decided=3)]
-        await broker.report(evaluation("a", 4))
-        assert await broker.next_result("a", 0) == {"steps": 4, "eval_loss": 1.0}  # its results begin anew
+        await broker.report([evaluation("a", 4)])
+        assert bare(await broker.next_result("a", 0)) == {"steps": 4, "eval_loss": 1.0}  # its results begin anew
 
     run(scenario())
 
@@ -309,7 +314,7 @@ def test_a_trial_that_goes_on_before_its_lane_heard_of_the_pause_keeps_its_slot(
         await broker.release("a", paused=True)
         await broker.submit("a", 0, PARAMS, seen=1)
         assert await broker.orders("lane-0", ALL, 0) == Orders(verdicts={"a": "go_on"})
-        await broker.report(evaluation("a", 2))
+        await broker.report([evaluation("a", 2)])
         assert (await broker.next_result("a", 1) or {})["steps"] == 2
 
     run(scenario())
@@ -323,7 +328,7 @@ def test_a_trial_that_goes_on_after_its_lane_heard_of_the_pause_begins_behind_it
         assert await verdicts(broker) == {"a": "pause"}
         await broker.submit("a", 0, PARAMS, seen=1)
         assert [(spec.attempt, spec.decided) for spec in await taken(broker)] == [(2, 2)]
-        await broker.report(evaluation("a", 3))
+        await broker.report([evaluation("a", 3)])
         assert (await broker.next_result("a", 1) or {})["steps"] == 3
 
     run(scenario())
@@ -429,8 +434,8 @@ def test_taking_turns_a_trial_that_goes_on_makes_room_for_one_that_waits() -> No
         orders = await broker.orders("lane-0", 1, None)
         assert orders.verdicts == {"a": "pause"} and [spec.trial_id for spec in orders.trials] == ["b"]
         assert [(spec.trial_id, spec.attempt, spec.decided) for spec in await taken(broker)] == [("a", 2, 1)]
-        await broker.report(evaluation("a", 2))
-        assert await asked == {"steps": 2, "eval_loss": 1.0}
+        await broker.report([evaluation("a", 2)])
+        assert bare(await asked) == {"steps": 2, "eval_loss": 1.0}
         asked = await asking(broker, "a", 2)
         assert await verdicts(broker) == {"a": "go_on"}  # nobody waits
         asked.cancel()
@@ -463,11 +468,11 @@ def test_a_restarted_lane_trains_its_trial_again_and_repeats_nothing_that_was_de
         assert await verdicts(broker) == {"a": "go_on"}
         await broker.lane_started("lane-0", 2)
         assert [(spec.attempt, spec.decided) for spec in await taken(broker)] == [(2, 1)]
-        await broker.report(evaluation("a", 1))  # from an engine that begins anew
+        await broker.report([evaluation("a", 1)])  # from an engine that begins anew
         assert await verdicts(broker) == {"a": "go_on"}
         assert len(await broker.events(0, 0.0)) == 1
-        await broker.report(evaluation("a", 2))
-        assert await asked == {"steps": 2, "eval_loss": 1.0}
+        await broker.report([evaluation("a", 2)])
+        assert bare(await asked) == {"steps": 2, "eval_loss": 1.0}
 
     run(scenario())
 
@@ -478,11 +483,11 @@ def test_an_evaluation_that_nobody_decided_about_when_the_lane_died_is_asked_abo
         await evaluated(broker, "a", 1)
         asked = await asking(broker, "a", 1)
         await verdicts(broker)
-        await broker.report(evaluation("a", 2))
+        await broker.report([evaluation("a", 2)])
         assert await asked is not None
         await broker.lane_started("lane-0", 2)
         assert [spec.decided for spec in await taken(broker)] == [1]  # its checkpoint is of step 2
-        await broker.report(evaluation("a", 2))
+        await broker.report([evaluation("a", 2)])
         assert await verdicts(broker) == {} and len(await broker.events(0, 0.0)) == 2
         asked = await asking(broker, "a", 2)
         assert await verdicts(broker) == {"a": "go_on"}
@@ -614,7 +619,7 @@ def test_close_lets_everyone_go_and_records_nothing_more() -> None:
         for trial in ("a", "b"):
             await broker.release(trial)  # as Tune does, on its way out: the trial was cut short all the same
         await broker.started(TrialStarted(trial_id="a", search_id="s", number=0, params=PARAMS, attempt=2))
-        await broker.report(evaluation("a", 2))
+        await broker.report([evaluation("a", 2)])
         await broker.finish(end("a", "stopped", steps=1), [evaluation("a", 1)])
         await broker.lane_ended("lane-0")
         assert await broker.events(0, 0.0) == before
@@ -625,7 +630,7 @@ def test_close_lets_everyone_go_and_records_nothing_more() -> None:
 def test_orders_with_trials_in_hand_say_that_the_search_is_over() -> None:
     async def scenario() -> None:
         broker = await in_training("a", "b")
-        await broker.report(evaluation("a", 1))
+        await broker.report([evaluation("a", 1)])
         await broker.release("b")
         await broker.close()
         assert await broker.orders("lane-0", 1, None) == OVER
@@ -761,7 +766,7 @@ def test_a_trial_that_an_earlier_run_ended_is_answered_and_not_trained() -> None
         first = {"steps": 3, "eval_loss": 0.7}
         broker = await one_lane({"a": Past(attempts=1, results=[first, ended], ended=True), "b": Past(attempts=2)})
         await submitted(broker, "a", "b")
-        assert [await broker.next_result("a", index) for index in (0, 1)] == [first, ended]
+        assert [bare(await broker.next_result("a", index)) for index in (0, 1)] == [first, ended]
         assert [(spec.trial_id, spec.attempt) for spec in await taken(broker)] == [("b", 3)]
         await broker.release("a")
         assert await broker.events(0, 0.0) == []
@@ -776,14 +781,14 @@ def test_a_trial_that_an_earlier_run_left_is_replayed_to_tune_and_trained_on() -
         broker = await one_lane({"a": Past(attempts=1, results=known)})
         await submitted(broker, "a")
         assert [(spec.attempt, spec.decided) for spec in await taken(broker)] == [(2, 0)]
-        await broker.report(evaluation("a", 2))  # its checkpoint's
-        assert [await broker.next_result("a", index) for index in (0, 1)] == known
+        await broker.report([evaluation("a", 2)])  # its checkpoint's
+        assert [bare(await broker.next_result("a", index)) for index in (0, 1)] == known
         assert await verdicts(broker) == {}
         asked = await asking(broker, "a", 2)
         assert await verdicts(broker) == {"a": "go_on"}
         assert await broker.events(0, 0.0) == []
-        await broker.report(evaluation("a", 3))
-        assert await asked == {"steps": 3, "eval_loss": 1.0}
+        await broker.report([evaluation("a", 3)])
+        assert bare(await asked) == {"steps": 3, "eval_loss": 1.0}
 
     run(scenario())
 
@@ -793,7 +798,7 @@ def test_a_trial_that_an_earlier_run_left_may_be_stopped_before_it_is_trained_on
         known = {"steps": 1, "eval_loss": 0.5}
         broker = await one_lane({"a": Past(attempts=1, results=[known])})
         await submitted(broker, "a")
-        assert await broker.next_result("a", 0) == known
+        assert bare(await broker.next_result("a", 0)) == known
         await broker.release("a")
         (event,) = await broker.events(0, 0.0)
         assert isinstance(event, TrialEnded)
@@ -822,3 +827,29 @@ def test_a_failed_trial_has_no_metric_for_anyone_to_mistake(status: str) -> None
     result = final_result(end("a", status, steps=3, eval_loss=0.5))
     assert result["outcome"] == status and result["done"] is True
     assert ("eval_loss" in result) == (status != "failed")
+
+
+def test_a_result_brings_all_that_were_reported_with_it() -> None:
+    async def scenario() -> None:
+        broker = await in_training("a", "b", "c")
+        waiting = [await asking(broker, trial, 0) for trial in ("a", "b")]
+        await broker.report([evaluation("a", 2, 0.5), evaluation("b", 2, 0.25)])
+        assert [((await result) or {})[RUNG] for result in waiting] == [[0.5, 0.25], [0.5, 0.25]]
+        await broker.report([evaluation("c", 2, 0.75)])
+        assert (await broker.next_result("c", 0) or {})[RUNG] == [0.5, 0.25, 0.75]
+        await broker.report([evaluation("a", 4, 0.125)])
+        assert (await broker.next_result("a", 1) or {})[RUNG] == [0.125]
+
+    asyncio.run(scenario())
+
+
+def test_a_rung_knows_what_an_earlier_run_saw_of_it() -> None:
+    async def scenario() -> None:
+        past = {"old": Past(attempts=1, results=[{"steps": 2, "eval_loss": 0.5, "done": True}], ended=True)}
+        broker = await one_lane(past)
+        await submitted(broker, "a")
+        await taken(broker)
+        await broker.report([evaluation("a", 2, 0.25)])
+        assert (await broker.next_result("a", 0) or {})[RUNG] == [0.5, 0.25]
+
+    asyncio.run(scenario())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.training.evaluation import evaluate_loss
-from rankloom.training.exchange import LocalExchange, Orders, Outcome, TrialSpec
+from rankloom.training.exchange import LocalExchange, Orders, Outcome, Report, TrialSpec
 from rankloom.training.resident import ResidentBase, load_resident_base
 from rankloom.training.trial import lora_config, varied
 from rankloom.training.trl import TrlEngine, adapted
@@ -76,8 +76,8 @@ class Answering(LocalExchange):
         self._answer = answer
         self._reported = False
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
-        super().report(spec, metrics)
+    def report(self, reports: Sequence[Report]) -> None:
+        super().report(reports)
         self._reported = True
 
     def orders(self, free: int, wait_s: float | None) -> Orders:

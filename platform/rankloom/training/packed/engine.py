@@ -108,7 +108,7 @@ class PackedEngine:
         else:
             self._hands.append(slot)
             if slot.step > spec.decided:  # its last evaluation was not answered
-                self._report(slot, exchange)
+                self._report([slot], exchange)
             return
         release_memory()
         exchange.finish(spec, outcome)
@@ -145,9 +145,11 @@ class PackedEngine:
         if (state := self._state_of(slot.spec)) is not None:
             state.unlink(missing_ok=True)
 
-    def _report(self, slot: Slot, exchange: Exchange) -> None:
-        slot.waiting = True
-        exchange.report(slot.spec, dict(slot.metrics))
+    def _report(self, slots: Sequence[Slot], exchange: Exchange) -> None:
+        if slots:
+            for slot in slots:
+                slot.waiting = True
+            exchange.report([(slot.spec, dict(slot.metrics)) for slot in slots])
 
     def _state_of(self, spec: TrialSpec) -> Path | None:
         return None if self.checkpoints is None else self.checkpoints / f"{spec.trial_id}.safetensors"
@@ -189,15 +191,14 @@ class PackedEngine:
             self._fail(slot, outcome, exchange)
         due = [slot for slot in stepped if slot.is_due]
         self._measure(due, exchange)
+        due = [slot for slot in due if slot in self._hands]
+        going = [slot for slot in due if slot.step < slot.max_steps]
         for slot in due:
-            if slot not in self._hands:
-                continue
-            if slot.step == slot.max_steps:
+            if slot not in going:
                 self._end(slot, "completed", exchange)
-                continue
-            if (state := self._state_of(slot.spec)) is not None:
+            elif (state := self._state_of(slot.spec)) is not None:
                 write_state(state, slot.state())
-            self._report(slot, exchange)
+        self._report(going, exchange)
 
     def _retreat(self, running: Sequence[Slot], outcome: Outcome, exchange: Exchange) -> None:
         """Put trials back to their last step after a pass that failed, and try fewer; one that was alone has failed."""

@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.training.evaluation import evaluate_loss
-from rankloom.training.exchange import LocalExchange, Orders, Outcome, TrialSpec, Verdict
+from rankloom.training.exchange import LocalExchange, Orders, Outcome, Report, TrialSpec, Verdict
 from rankloom.training.packed.engine import PackedEngine
 from rankloom.training.resident import ResidentBase, load_resident_base
 
@@ -57,14 +57,15 @@ class Told(LocalExchange):
         if (verdict := self._after.get((spec.trial_id, step))) is not None:
             self._verdicts[spec.trial_id] = verdict
 
-    def report(self, spec: TrialSpec, metrics: dict[str, Any]) -> None:
-        super().report(spec, metrics)
-        told = self._told.get((spec.trial_id, metrics["steps"]), "go_on")
-        if told is None:
-            del self._verdicts[spec.trial_id]
-            self._over = True
-        else:
-            self._verdicts[spec.trial_id] = told
+    def report(self, reports: Sequence[Report]) -> None:
+        super().report(reports)
+        for spec, metrics in reports:
+            told = self._told.get((spec.trial_id, metrics["steps"]), "go_on")
+            if told is None:
+                del self._verdicts[spec.trial_id]
+                self._over = True
+            else:
+                self._verdicts[spec.trial_id] = told
 
 
 FAILURES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
