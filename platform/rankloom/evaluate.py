@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankloom.config import SearchConfig, parse_config
@@ -147,15 +148,14 @@ def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig) ->
     )
 
 
-def load_with_adapter(adapter: Adapter, base: BaseModel, config: SearchConfig) -> tuple[ResidentBase, PeftModel]:
-    """Load the base as the search quantized it, with an adapter on it that `Registry.verify` has passed."""
+def load_with_adapter(folder: Path, base: BaseModel, config: SearchConfig) -> tuple[ResidentBase, PeftModel]:
+    """Load the base as the search quantized it, with an adapter on it from a folder that `Registry.checkout` gave."""
     from peft import PeftModel
 
     from rankloom.training.resident import load_resident_base
 
-    assert adapter.artifact_path is not None  # verified by the caller
     resident = load_resident_base(base.path, config.quantization, config.training)
-    return resident, PeftModel.from_pretrained(resident.model, str(adapter.artifact_path), is_trainable=False)
+    return resident, PeftModel.from_pretrained(resident.model, str(folder), is_trainable=False)
 
 
 def measure(
@@ -202,11 +202,11 @@ def evaluate_adapter(
         RegistryError: There is no such adapter, or its files are gone or changed.
     """
     adapter = registry.adapter(ref)
-    registry.verify(adapter)
+    folder = registry.checkout(adapter)
     model_base = base_of(registry, adapter, base)
     config = search_settings(registry, adapter)
     held_out = held_out_rows(registry, adapter, dataset, model_base)
-    resident, model = load_with_adapter(adapter, model_base, config)
+    resident, model = load_with_adapter(folder, model_base, config)
 
     def told(what: str) -> Callable[[int, int], None] | None:
         return None if on_batch is None else lambda done, total: on_batch(what, done, total)

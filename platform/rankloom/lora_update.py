@@ -17,6 +17,7 @@ from rankloom.errors import MergeError
 from rankloom.models import leaf_modules
 from rankloom_registry.checkpoint import Checkpoint
 from rankloom_registry.safetensors import TensorSpan
+from rankloom_registry.touched import base_tensor
 
 T = TypeVar("T")
 
@@ -167,10 +168,8 @@ def _find_target(module: str, tensors: Mapping[str, TensorSpan], config: Mapping
             f"an output head may be merged only where config.json says tie_word_embeddings=false, got {tied!r}: "
             f"merging {module} would change the input embeddings too; keep it as an adapter"
         )
-    # A checkpoint of the inner model (GPT-2's `h.0…`) lacks the first part of the module's name.
-    for name in (f"{module}.weight", f"{module.partition('.')[2]}.weight"):
-        if name in tensors:
-            return name
+    if name := base_tensor(f"{module}.weight", tensors):
+        return name
     raise MergeError(f"the base must have each module of the adapter, but not {module}.weight; give the adapter's base")
 
 

@@ -16,7 +16,7 @@ from rankloom.errors import ConfigError
 from rankloom.models import BaseModel, leaf_modules, load_model_config, load_tokenizer, resolve_base
 from rankloom.runs import Run
 from rankloom.watch import Watcher
-from rankloom_registry import BaseFingerprint, fingerprint_base
+from rankloom_registry import BaseFingerprint, read_base
 from rankloom_spaces import SearchSpace, load_space, resolve_target_modules
 from rankloom_spaces.space import DEFAULTS
 
@@ -69,6 +69,7 @@ class Prepared:
 
     base: BaseModel
     fingerprint: BaseFingerprint
+    leaves: dict[str, str]
     data: DataSummary
     training: TrainingConfig
     space: SearchSpace | Callable[..., Any]
@@ -143,7 +144,7 @@ def prepare(config: SearchConfig, folder: Path, watch: Watcher, *, resume: bool 
         # Every choice, before anything is spent: a group that the base lacks must not fail in trial 7.
         targets = {choice: resolve_target_modules(choice, modules) for choice in choices}
     watch.say("fingerprinting the base")
-    fingerprint = fingerprint_base(base.path, identity=base.identity)
+    fingerprint, leaves = read_base(base.path, identity=base.identity)
     if resume:
         data = DataSummary(**json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8")))
     else:
@@ -163,6 +164,7 @@ def prepare(config: SearchConfig, folder: Path, watch: Watcher, *, resume: bool 
     return Prepared(
         base=base,
         fingerprint=fingerprint,
+        leaves=leaves,
         data=data,
         training=with_steps(config.training, data.train_rows),
         space=space,

@@ -24,7 +24,7 @@ from rankloom.evaluate import (
 )
 from rankloom.merge import merge_adapter
 from rankloom.models import split_identity
-from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, fingerprint_base, validate_name
+from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
 from rankloom_registry.files import sync_folder, write_atomically
 
 Format = Literal["safetensors", "adapter"]
@@ -105,7 +105,7 @@ def promote(
         validate_name(alias)
     folder = output_folder(output)
     adapter = registry.adapter(ref)
-    registry.verify(adapter)
+    files = registry.checkout(adapter)
     tell = on_progress or (lambda stage, done, total: None)
     promotion_id = secrets.token_hex(6)
     with _partial(folder) as partial:
@@ -113,9 +113,9 @@ def promote(
         checks: dict[str, Any] = {}
         refusal: str | None = None
         if format == "adapter":
-            sha256 = _export(registry, adapter, partial)
+            sha256 = _export(registry, adapter, files, partial)
         else:
-            sha256, checks, refusal = _merge(registry, adapter, partial, base, dataset, tolerance, tell)
+            sha256, checks, refusal = _merge(registry, adapter, files, partial, base, dataset, tolerance, tell)
         refused = refusal is not None and not force
         if not refused:
             _write_manifest(partial, registry, adapter, format, sha256, checks)
@@ -136,8 +136,8 @@ def promote(
         reason=refusal or reason if refused else reason,
         forced=force and refusal is not None,
     )
-    moved = [AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id)] if alias and not refused else []
-    registry.record(done, *moved)
+    moved = AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id, why=reason) if alias else None
+    registry.record(done, *([moved] if moved and not refused else []))
     if refused:
         raise PromotionError(refusal or "")
     return Promotion(
@@ -168,6 +168,7 @@ def output_folder(path: Path) -> Path:
 def _merge(
     registry: Registry,
     adapter: Adapter,
+    files: Path,
     partial: Path,
     base: str | None,
     dataset: Any,
@@ -178,15 +179,14 @@ def _merge(
     model_base = base_of(registry, adapter, base)
     config = search_settings(registry, adapter)
     held_out = held_out_rows(registry, adapter, dataset, model_base)
-    assert adapter.artifact_path is not None  # verified by the caller
     report = merge_adapter(
-        adapter=adapter.artifact_path,
+        adapter=files,
         base=model_base.path,
         output=partial,
         progress=lambda done, total: tell("merge", done, total),
     )
     # One model in memory at a time: the adapter on its quantized base first, then what was merged.
-    resident, model = load_with_adapter(adapter, model_base, config)
+    resident, model = load_with_adapter(files, model_base, config)
     trained = measure(
         model, held_out, config, resident.compute_dtype, lambda done, total: tell("measure adapter", done, total)
     ).loss
@@ -231,10 +231,9 @@ def _merged_loss(folder: Path, held_out: HeldOut, config: Any, on_batch: Callabl
     return measure(model, held_out, config, dtype, on_batch).loss
 
 
-def _export(registry: Registry, adapter: Adapter, partial: Path) -> str:
+def _export(registry: Registry, adapter: Adapter, files: Path, partial: Path) -> str:
     """Copy the PEFT folder without the registry's own manifest; returns the adapter's address."""
-    assert adapter.artifact_path is not None  # verified by the caller
-    shutil.copytree(adapter.artifact_path, partial, ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.copytree(files, partial, ignore=shutil.ignore_patterns("manifest.json"))
     base = registry.base(adapter.base_content_root)
     config = partial / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
@@ -271,27 +270,3 @@ def _partial(folder: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_base(registry: Registry, ref: str, path: str) -> dict[str, Any]:
-    """Say whether an adapter belongs to a base.
-
-    Returns:
-        adapter_id, path, belongs, and the content roots expected and found.
-
-    Raises:
-        RegistryError: There is no such adapter.
-        RankloomError: There is no base at that path.
-    """
-    from rankloom.models import resolve_base
-
-    adapter = registry.adapter(ref)
-    base = resolve_base(path)
-    found = fingerprint_base(base.path, identity=base.identity)
-    return {
-        "adapter_id": adapter.adapter_id,
-        "path": str(base.path),
-        "belongs": found.content_root == adapter.base_content_root,
-        "expected_content_root": adapter.base_content_root,
-        "content_root": found.content_root,
-    }

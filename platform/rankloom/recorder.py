@@ -8,7 +8,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankloom_registry import AdapterAdded, AdapterDiscarded, ArtifactError, Event, Registry, TrialEnded, TrialStarted
+from rankloom_registry import (
+    AdapterAdded,
+    AdapterDiscarded,
+    ArtifactError,
+    Event,
+    Registry,
+    TrialEnded,
+    TrialStarted,
+    read_weights,
+)
 
 
 class Recorder:
@@ -64,11 +73,13 @@ class Recorder:
         made = adapter_id(end.trial_id)
         if any(made == kept for _, kept, _ in self._best):
             return []
+        metrics = dict(end.metrics)
         kept, sha256, refusal = len(self._best) < self._keep_top or loss < self._best[-1][0], "", ""
         if kept:
             # What the store refuses (a rank beyond its bounds, NaN) is this adapter's fate, not the search's.
             try:
                 sha256 = self._registry.artifacts.add(folder)
+                metrics |= read_weights(folder).summary()
             except ArtifactError as error:
                 kept, refusal = False, str(error)
         events: list[Event] = [
@@ -78,7 +89,7 @@ class Recorder:
                 trial_id=end.trial_id,
                 base_content_root=self._base_content_root,
                 params=self._params[end.trial_id],
-                metrics=end.metrics,
+                metrics=metrics,
                 artifact_sha256=sha256,
                 status="available" if kept else "discarded",
             )

@@ -159,7 +159,7 @@ class Search:
                 base_content_root=prepared.fingerprint.content_root,
             )
             registry.record(
-                BaseSeen(base=prepared.fingerprint),
+                BaseSeen(base=prepared.fingerprint, leaves=prepared.leaves),
                 SearchStarted(
                     search_id=search_id,
                     name=name,
@@ -202,7 +202,7 @@ class Search:
         watch.update(read_story(registry, run.search_id), (), ())
         status, message = "failed", ""
         try:
-            run_job(replace(job, verbose=verbose), record=recorder.record, watch=watch.update)
+            run_job(replace(job, verbose=verbose), record=recorder.record, watch=watch.update, registry=registry.path)
             status = "completed"
         except KeyboardInterrupt:
             status, message = "interrupted", "interrupted by the user"

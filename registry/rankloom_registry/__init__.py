@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from rankloom_registry.artifacts import ArtifactStore
+from rankloom_registry.artifacts import ArtifactStore, check_against_base, check_folder
+from rankloom_registry.curation import discard, move_alias, remove_alias
 from rankloom_registry.database import Rows
 from rankloom_registry.errors import (
     AdapterNotFoundError,
     ArtifactError,
+    ArtifactUnreachableError,
     BaseNotFoundError,
     EventError,
     FingerprintError,
     InvalidNameError,
+    MissingPackageError,
     QueryError,
     RegistryBusyError,
     RegistryError,
     RegistryFormatError,
     RegistryNotFoundError,
+    RegistryRecoveredWarning,
     RegistryWriteError,
     SearchNotFoundError,
+    SignatureError,
 )
 from rankloom_registry.event import Event
 from rankloom_registry.events import (
     AdapterAdded,
+    AdapterAnnotated,
     AdapterDiscarded,
     AliasMoved,
     BaseSeen,
@@ -34,10 +40,13 @@ from rankloom_registry.events import (
     TrialReported,
     TrialStarted,
 )
-from rankloom_registry.fingerprint import fingerprint_base, tensor_leaves
+from rankloom_registry.fingerprint import fingerprint_base, read_base, sample_base, tensor_leaves, touched_root
+from rankloom_registry.imports import Imported, import_adapter
+from rankloom_registry.lineage import Lineage
 from rankloom_registry.names import validate_name
 from rankloom_registry.records import (
     Adapter,
+    AliasMove,
     AliasRecord,
     BaseFingerprint,
     BaseRecord,
@@ -48,18 +57,26 @@ from rankloom_registry.records import (
     StepMetrics,
     TrialRecord,
 )
+from rankloom_registry.recovery import RebuildReport
 from rankloom_registry.registry import Registry
 from rankloom_registry.safetensors import SafetensorsHeader, TensorSpan, read_safetensors_header
+from rankloom_registry.similarity import ModuleSimilarity, Similarity, compare_weights
+from rankloom_registry.touched import touched_tensors
+from rankloom_registry.weights import AdapterWeights, ModuleWeights, read_weights
 
 __all__ = [
     "Adapter",
     "AdapterAdded",
+    "AdapterAnnotated",
     "AdapterDiscarded",
     "AdapterNotFoundError",
+    "AdapterWeights",
+    "AliasMove",
     "AliasMoved",
     "AliasRecord",
     "ArtifactError",
     "ArtifactStore",
+    "ArtifactUnreachableError",
     "BaseFingerprint",
     "BaseNotFoundError",
     "BaseRecord",
@@ -70,15 +87,22 @@ __all__ = [
     "EventError",
     "EventRecord",
     "FingerprintError",
+    "Imported",
     "InvalidNameError",
+    "Lineage",
+    "MissingPackageError",
+    "ModuleSimilarity",
+    "ModuleWeights",
     "Promoted",
     "PromotionRecord",
     "QueryError",
+    "RebuildReport",
     "Registry",
     "RegistryBusyError",
     "RegistryError",
     "RegistryFormatError",
     "RegistryNotFoundError",
+    "RegistryRecoveredWarning",
     "RegistryWriteError",
     "Rows",
     "SafetensorsHeader",
@@ -87,14 +111,28 @@ __all__ = [
     "SearchRecord",
     "SearchResumed",
     "SearchStarted",
+    "SignatureError",
+    "Similarity",
     "StepMetrics",
     "TensorSpan",
     "TrialEnded",
     "TrialRecord",
     "TrialReported",
     "TrialStarted",
+    "check_against_base",
+    "check_folder",
+    "compare_weights",
+    "discard",
     "fingerprint_base",
+    "import_adapter",
+    "move_alias",
+    "read_base",
     "read_safetensors_header",
+    "read_weights",
+    "remove_alias",
+    "sample_base",
     "tensor_leaves",
+    "touched_root",
+    "touched_tensors",
     "validate_name",
 ]

@@ -13,6 +13,7 @@ from rankloom_registry.safetensors import SafetensorsHeader, TensorSpan, read_sa
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,11 @@ class Checkpoint:
     def tensors(self) -> dict[str, TensorSpan]:
         """The tensors of all files."""
         return {name: span for header in self.files.values() for name, span in header.tensors.items()}
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the weights were quantized, or None."""
+        return self.config.get("quantization_config") or None
 
     def tokenizer_sha256(self) -> str | None:
         """SHA-256 of the tokenizer's file, or None."""
@@ -69,6 +75,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         folder, files = path.parent, [path]
     elif path.is_dir():
         folder, files = path, _weight_files(path)
+    elif path.is_file() and path.suffix in _PICKLES:
+        raise _pickled(str(path))
     else:
         raise FingerprintError(f"{path} is neither a model folder nor a .safetensors file; give one of them")
     headers: dict[Path, SafetensorsHeader] = {}
@@ -101,12 +109,18 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if (folder / "adapter_config.json").is_file():
         raise FingerprintError(f"{folder} is an adapter; give the folder of the base model it belongs to")
-    if pickles := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
-        raise FingerprintError(
-            f"{folder} holds {pickles[0]}, a pickle that could run code when read; convert it once, where you "
-            "trust it, with AutoModel.from_pretrained(...).save_pretrained(...), which writes safetensors"
-        )
+    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES):
+        raise _pickled(f"{folder} holds {pickles[0]}, which")
+    if quantized := sorted(path.name for path in folder.glob("*.gguf")):
+        raise FingerprintError(f"{folder} holds {quantized[0]}, and a GGUF base is one file; give that file itself")
     raise FingerprintError(f"{folder} holds neither {SINGLE} nor {INDEX}; give the folder of a model")
+
+
+def _pickled(what: str) -> FingerprintError:
+    return FingerprintError(
+        f"{what} is a pickle and could run code when read; convert it once, where you trust it, with "
+        "AutoModel.from_pretrained(...).save_pretrained(...), which writes safetensors"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -17,10 +17,8 @@ from rankloom_registry.errors import (
     RegistryBusyError,
     RegistryError,
     RegistryFormatError,
-    RegistryNotFoundError,
     RegistryWriteError,
 )
-from rankloom_registry.locking import turn
 
 Rows = list[dict[str, Any]]
 
@@ -47,33 +45,22 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @contextmanager
-def attached(path: Path, *, write: bool, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Attach the database file as `db` in its turn, and detach it.
+def attach(path: Path, *, write: bool, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Attach a database file as `db`, for a caller that has its turn.
 
     Args:
-        path: The resolved path of the file.
+        path: The file; one that is missing is made when `write`.
         write: Whether it may be changed.
-        timeout_s: The longest wait for a turn, in seconds.
+        timeout_s: The longest wait for a program that does not know the turns, in seconds.
 
     Yields:
         A connection whose default database is the file's.
 
     Raises:
-        RegistryNotFoundError: If the file is gone.
-        RegistryBusyError: If the turn did not come in time.
+        RegistryBusyError: If another program kept it open.
         RegistryFormatError: If the file is not a DuckDB database.
-        RegistryWriteError: If it cannot be written.
+        RegistryError: If it cannot be read; `RegistryWriteError` if it cannot be written.
     """
-    with turn(path, write=write, timeout_s=timeout_s):
-        if not path.exists():  # DuckDB would make an empty one
-            raise RegistryNotFoundError(f"there is no registry at {path} any more; open it again where it is now")
-        with attach(path, write=write, timeout_s=timeout_s) as connection:
-            yield connection
-
-
-@contextmanager
-def attach(path: Path, *, write: bool, timeout_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    """`attached`, for a caller that has the turn; a file that is missing is made when `write`."""
     # DuckDB 2.0 reads the header before it takes its lock, unless the file is attached with its type: another
     # process's commit in between is then lost without an error. So never connect(path), and never a plain ATTACH.
     target = str(path).replace("'", "''")

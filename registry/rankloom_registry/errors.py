@@ -53,3 +53,19 @@ class FingerprintError(RegistryError, ValueError):
 
 class InvalidNameError(RegistryError, ValueError):
     """A name breaks the rule for names."""
+
+
+class MissingPackageError(RegistryError, ImportError):
+    """What was asked for needs an optional package that is not installed."""
+
+
+class SignatureError(RegistryError, ValueError):
+    """A folder's signature is missing, is not by this signer, or is not of these files."""
+
+
+class ArtifactUnreachableError(RegistryError, ConnectionError):
+    """The place that holds the artifacts cannot be reached, or does not let this user in."""
+
+
+class RegistryRecoveredWarning(UserWarning):
+    """A registry was recovered after a program died with it open; the message says what was done."""

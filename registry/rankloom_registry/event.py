@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -34,6 +35,7 @@ class Event:
             derived from what the event is about.
         at: When it happened, aware of its time zone.
         who: The user on whose behalf it happened.
+        why: The reason, in the user's words.
     """
 
     kind: ClassVar[str]
@@ -42,6 +44,7 @@ class Event:
     event_id: str = ""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     who: str = field(default_factory=_user)
+    why: str = ""
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):
@@ -52,11 +55,15 @@ class Event:
             raise EventError(f"an event's time is aware of its time zone; got {self.at}; use datetime.now(UTC)")
         self._check()
         if not self.event_id:
-            key = [str(attrgetter(name)(self)) for name in self.same] or [uuid.uuid4().hex]
+            key = self._key() or [uuid.uuid4().hex]
             object.__setattr__(self, "event_id", ":".join((self.kind, *key)))
 
     def _check(self) -> None:
         """Raise if a field breaks a rule of this kind of event."""
+
+    def _key(self) -> Sequence[str]:
+        """What makes it the same event when it is sent again; nothing if it never is."""
+        return [str(attrgetter(name)(self)) for name in self.same]
 
     @property
     def subject(self) -> str:
@@ -64,15 +71,20 @@ class Event:
         return str(attrgetter(self.about)(self))
 
     @property
+    def reasoning(self) -> str:
+        """Why it happened: `why`, or what the events of its kind state as their `reason`."""
+        return self.why or str(getattr(self, "reason", ""))
+
+    @property
     def payload(self) -> dict[str, Any]:
-        """The event's own fields, without its id, time and user."""
+        """The event's own fields, without its id, time, user and `why`."""
         own = asdict(self)
-        return {name: value for name, value in own.items() if name not in ("event_id", "at", "who")}
+        return {name: value for name, value in own.items() if name not in ("event_id", "at", "who", "why")}
 
     def to_json(self) -> str:
         """One line of JSON from which `Event.from_json` makes the same event."""
         head = {"kind": self.kind, "event_id": self.event_id, "at": self.at.isoformat(), "who": self.who}
-        return encode(head | self.payload)
+        return encode(head | {"why": self.why} | self.payload)
 
     @staticmethod
     def from_json(text: str) -> Event:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,12 +19,17 @@ PROMOTION_STATES = ("done", "refused")
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSeen(Event):
-    """A base model was fingerprinted."""
+    """A base model was fingerprinted; `leaves` are the hashes of its tensors, by name."""
 
     kind: ClassVar[str] = "base_seen"
     about: ClassVar[str] = "base.content_root"
     same: ClassVar[tuple[str, ...]] = ("base.content_root", "base.identity")
     base: BaseFingerprint
+    leaves: Mapping[str, str] = field(default_factory=dict)
+
+    def _key(self) -> Sequence[str]:
+        # A base that was once recorded without its leaves can be recorded again with them.
+        return [*super()._key(), *(["leaves"] if self.leaves else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +141,10 @@ class _AdapterEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterAdded(_AdapterEvent):
-    """An adapter was made by a trial, or imported; its files lie at `artifact_sha256` in the artifact store."""
+    """An adapter was made by a trial, or imported; its files lie at `artifact_sha256` in the artifact store.
+
+    `metrics` may also hold `effective_rank` and `update_norm`, as `AdapterWeights.summary` gives them.
+    """
 
     kind: ClassVar[str] = "adapter_added"
     same: ClassVar[tuple[str, ...]] = ("adapter_id",)
@@ -156,6 +164,30 @@ class AdapterAdded(_AdapterEvent):
             raise EventError(
                 f"an available adapter has the address that ArtifactStore.add returned; got {self.artifact_sha256!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterAnnotated(_AdapterEvent):
+    """An adapter got another name or note, or gained or lost tags; what is None stays."""
+
+    kind: ClassVar[str] = "adapter_annotated"
+    name: str | None = None
+    note: str | None = None
+    tags_added: tuple[str, ...] = ()
+    tags_removed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("tags_added", "tags_removed"):  # JSON holds them as lists
+            tags = getattr(self, name)
+            object.__setattr__(self, name, (tags,) if isinstance(tags, str) else tuple(tags))
+        super().__post_init__()
+
+    def _check(self) -> None:
+        super()._check()
+        for name in (*self.tags_added, *self.tags_removed, *([] if self.name is None else [self.name])):
+            validate_name(name)
+        if both := set(self.tags_added) & set(self.tags_removed):
+            raise EventError(f"a tag is added or removed, not both at once; got {min(both)!r} twice")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from rankloom_registry.errors import EventError
 from rankloom_registry.event import Event
 from rankloom_registry.events import (
     AdapterAdded,
+    AdapterAnnotated,
     AdapterDiscarded,
     AliasMoved,
     BaseSeen,
@@ -29,10 +30,11 @@ from rankloom_registry.jsontext import encode
 
 _TRIAL_METRICS = ("eval_loss", "train_loss", "steps", "train_tokens", "peak_memory_bytes", "wall_s")
 _STEP_METRICS = ("epoch", "train_loss", "eval_loss", "learning_rate", "grad_norm", "train_tokens", "wall_s")
+_WEIGHT_METRICS = ("effective_rank", "update_norm")
 _PARAMS = ("r", "lora_alpha", "use_rslora", "lora_dropout", "learning_rate", "target_modules", "seed")
 
 
-def append(connection: duckdb.DuckDBPyConnection, events: Sequence[Event]) -> int:
+def append(connection: duckdb.DuckDBPyConnection, events: Sequence[Event]) -> dict[str, int]:
     """Append the events that are new to the log, and fold those.
 
     Args:
@@ -40,17 +42,17 @@ def append(connection: duckdb.DuckDBPyConnection, events: Sequence[Event]) -> in
         events: Events in the order in which they happened.
 
     Returns:
-        How many were new.
+        The numbers of those that were new, by event_id.
     """
     fresh: dict[str, Event] = {}
     for event in events:
         fresh.setdefault(event.event_id, event)
     inserted = connection.execute(
         """
-        INSERT INTO store.events
+        INSERT INTO store.events (sequence, event_id, kind, subject, "at", who, why, payload)
         SELECT (SELECT coalesce(max(sequence), 0) FROM store.events) + unnest(?), unnest(?), unnest(?), unnest(?),
-            unnest(?)::TIMESTAMPTZ, unnest(?), unnest(?)::JSON
-        ON CONFLICT DO NOTHING RETURNING event_id
+            unnest(?)::TIMESTAMPTZ, unnest(?), unnest(?), unnest(?)::JSON
+        ON CONFLICT DO NOTHING RETURNING event_id, sequence
         """,
         [
             list(range(1, len(fresh) + 1)),
@@ -59,14 +61,15 @@ def append(connection: duckdb.DuckDBPyConnection, events: Sequence[Event]) -> in
             [event.subject for event in fresh.values()],
             [event.at.isoformat() for event in fresh.values()],
             [event.who for event in fresh.values()],
+            [event.reasoning for event in fresh.values()],
             [encode(event.payload) for event in fresh.values()],
         ],
     ).fetchall()
-    new = {row[0] for row in inserted}
+    new = dict(inserted)
     for event_id, event in fresh.items():
         if event_id in new:
             fold(event, connection)
-    return len(new)
+    return new
 
 
 @singledispatch
@@ -86,7 +89,14 @@ def fold(event: Event, connection: duckdb.DuckDBPyConnection) -> None:
 @fold.register
 def _(event: BaseSeen, connection: duckdb.DuckDBPyConnection) -> None:
     # The first label stays: a later look at a local copy would replace the hub id by a path.
-    _insert(connection, "bases", asdict(event.base) | {"created_at": event.at}, "ON CONFLICT DO NOTHING")
+    unknown = ", ".join(f"{name} = coalesce({name}, excluded.{name})" for name in ("sampled", "quantization_sha256"))
+    again = f"ON CONFLICT (content_root) DO UPDATE SET {unknown}"
+    _insert(connection, "bases", asdict(event.base) | {"created_at": event.at}, again)
+    if event.leaves:
+        connection.execute(
+            "INSERT INTO store.base_tensors SELECT ?, unnest(?), unnest(?) ON CONFLICT DO NOTHING",
+            [event.base.content_root, list(event.leaves), list(event.leaves.values())],
+        )
 
 
 @fold.register
@@ -171,12 +181,23 @@ def _(event: AdapterAdded, connection: duckdb.DuckDBPyConnection) -> None:
         "base_content_root": event.base_content_root,
         **{name: event.params.get(name) for name in _PARAMS},
         "target_modules": target if isinstance(target, str | None) else "+".join(target),
-        **{name: event.metrics.get(name) for name in _TRIAL_METRICS},
+        **{name: event.metrics.get(name) for name in (*_TRIAL_METRICS, *_WEIGHT_METRICS)},
         "created_at": event.at,
         "artifact_sha256": event.artifact_sha256,
         "params": event.params,
     }
     _insert(connection, "adapters", row)
+
+
+@fold.register
+def _(event: AdapterAnnotated, connection: duckdb.DuckDBPyConnection) -> None:
+    _require(connection, event, "adapters", "adapter_id", event.adapter_id)
+    changes: dict[str, Any] = {"name": event.name, "note": event.note}
+    if event.tags_added or event.tags_removed:
+        query = "SELECT tags FROM store.adapters WHERE adapter_id = ?"
+        ((tags,),) = connection.execute(query, [event.adapter_id]).fetchall()
+        changes["tags"] = sorted({*tags, *event.tags_added} - {*event.tags_removed})
+    _change(connection, "adapters", "adapter_id", event.adapter_id, changes)
 
 
 @fold.register
@@ -215,10 +236,16 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str,
 
 
 def _keep_latest(connection: duckdb.DuckDBPyConnection, trial_id: str, metrics: Mapping[str, Any]) -> None:
-    known = {name: metrics[name] for name in _TRIAL_METRICS if metrics.get(name) is not None}
+    _change(connection, "trials", "trial_id", trial_id, {name: metrics.get(name) for name in _TRIAL_METRICS})
+
+
+def _change(
+    connection: duckdb.DuckDBPyConnection, table: str, column: str, key: str, changes: Mapping[str, Any]
+) -> None:
+    known = {name: value for name, value in changes.items() if value is not None}
     if known:
-        changes = ", ".join(f"{name} = ?" for name in known)
-        connection.execute(f"UPDATE store.trials SET {changes} WHERE trial_id = ?", [*known.values(), trial_id])
+        marks = ", ".join(f"{name} = ?" for name in known)
+        connection.execute(f"UPDATE store.{table} SET {marks} WHERE {column} = ?", [*known.values(), key])
 
 
 def _require(connection: duckdb.DuckDBPyConnection, event: Event, table: str, column: str, value: str) -> None:

@@ -60,6 +60,7 @@ class LeafCache:
             leaves: Tensor name to leaf.
         """
         if _key(before) == _key(after) and time.time_ns() - before.st_ctime_ns > SETTLED_NS:
+            self._entries.pop(_key(before), None)  # what is put last is kept longest
             self._entries[_key(before)] = leaves
             self._changed = True
 

@@ -24,6 +24,8 @@ class BaseFingerprint:
         tokenizer_sha256: Hash of the tokenizer's file, if there is one.
         chat_template_sha256: Hash of the chat template's text, if there is one.
         config: `config.json` without the keys that say nothing about the model's function.
+        sampled: Hash of a few bytes of each tensor: a tripwire that takes milliseconds, never proof.
+        quantization_sha256: Hash of the quantization's configuration; None in full precision.
     """
 
     identity: str
@@ -36,6 +38,8 @@ class BaseFingerprint:
     tokenizer_sha256: str | None
     chat_template_sha256: str | None
     config: dict[str, Any]
+    sampled: str | None = None
+    quantization_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,8 @@ class BaseRecord:
     config: dict[str, Any]
     created_at: datetime
     adapters: int
+    sampled: str | None = None
+    quantization_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +128,7 @@ class Adapter:
     """An adapter: where it came from, how it was made, how good it is, and where its files are.
 
     `status` is "available", or "discarded" when its files were dropped; `artifact_path` is then None.
+    `effective_rank` is the mean over its modules, `update_norm` the Frobenius norm of its whole update.
     """
 
     adapter_id: str
@@ -146,10 +153,14 @@ class Adapter:
     train_tokens: int | None
     peak_memory_bytes: int | None
     wall_s: float | None
+    effective_rank: float | None = None
+    update_norm: float | None = None
     created_at: datetime
     artifact_path: Path | None
     artifact_sha256: str
     aliases: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    note: str = ""
     params: dict[str, Any]
 
 
@@ -193,12 +204,26 @@ class AliasRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AliasMove:
+    """One move of `name@alias`: from the adapter that it meant, to the one that it meant from then on, or to none."""
+
+    name: str
+    alias: str
+    previous: str | None
+    adapter_id: str | None
+    at: datetime
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventRecord:
-    """One recorded event, as it lies in the log."""
+    """One recorded event, as it lies in the log: what happened, about what, when, on whose behalf, and why."""
 
     event_id: str
     kind: str
     subject: str
     at: datetime
     who: str
+    why: str = ""
     payload: dict[str, Any]

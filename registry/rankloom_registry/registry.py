@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
+import duckdb
+
+from rankloom_registry import access, frames
 from rankloom_registry.artifacts import ArtifactStore
-from rankloom_registry.database import STATEMENT_ERRORS, Rows, attached, fetch, first_line
-from rankloom_registry.errors import (
-    AdapterNotFoundError,
-    ArtifactError,
-    BaseNotFoundError,
-    EventError,
-    QueryError,
-    SearchNotFoundError,
-)
+from rankloom_registry.database import Rows
+from rankloom_registry.errors import ArtifactError
 from rankloom_registry.event import Event
-from rankloom_registry.fold import append
 from rankloom_registry.opening import open_file
-from rankloom_registry.query import build_selection, check_limit
-from rankloom_registry.records import (
-    Adapter,
-    AliasRecord,
-    BaseRecord,
-    EvaluationRecord,
-    EventRecord,
-    PromotionRecord,
-    SearchRecord,
-    StepMetrics,
-    TrialRecord,
-)
-from rankloom_registry.references import choose
+from rankloom_registry.reader import Reader
+from rankloom_registry.records import Adapter
+from rankloom_registry.recovery import RebuildReport, rebuild
 from rankloom_registry.sandbox import run_query
 
-_Record = TypeVar("_Record")
-_ADAPTER_COLUMNS = tuple(field.name for field in fields(Adapter))
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow
 
 
-class Registry:
+class Registry(Reader):
     """A registry file, opened only for the length of each call, so that several programs can use it in turn.
 
     Attributes:
@@ -48,31 +35,41 @@ class Registry:
         artifacts: The adapters' files.
     """
 
-    def __init__(self, path: Path, artifacts: Path, *, wait_s: float = 60.0) -> None:
+    def __init__(self, path: Path, artifacts: Path | str, *, wait_s: float = 60.0) -> None:
         self.path = path
         self.artifacts = ArtifactStore(artifacts)
         self._wait_s = wait_s
+        self._last = 0  # the number of the last event that this object has recorded
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, create: bool = False, wait_s: float = 60.0) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        wait_s: float = 60.0,
+        artifacts: str | None = None,
+    ) -> Self:
         """Open the registry at a path.
 
         Args:
             path: The file, `registry.duckdb` by habit.
             create: Make the file if it is missing, and bring one of an older version to the newest schema.
             wait_s: The longest wait for other programs that use it, in seconds; of this and of every later call.
+            artifacts: Where a registry that is made here keeps the adapters' files: a URL that fsspec can reach, such
+                as `s3://bucket/prefix`; by default a folder beside it. It is recorded: nobody needs to give it again.
 
         Returns:
             The registry, also as a context manager; it holds nothing open between calls.
 
         Raises:
             RegistryNotFoundError: If there is no such file and `create` is not given.
-            RegistryFormatError: If the file is not a registry of a known version.
+            RegistryFormatError: If the file is not a registry of a known version, or keeps its files elsewhere.
             RegistryWriteError: If it cannot be made there.
             RegistryBusyError: If another program kept it for longer than `wait_s`.
         """
-        resolved, artifacts = open_file(path, create=create, wait_s=wait_s)
-        return cls(resolved, artifacts, wait_s=wait_s)
+        resolved, place = open_file(path, create=create, wait_s=wait_s, artifacts=artifacts)
+        return cls(resolved, place, wait_s=wait_s)
 
     def __enter__(self) -> Self:
         return self
@@ -99,157 +96,9 @@ class Registry:
         """
         if not events:
             return 0
-        with attached(self.path, write=True, timeout_s=self._wait_s) as connection:
-            try:
-                connection.begin()
-                applied = append(connection, events)
-                connection.commit()
-            except STATEMENT_ERRORS as error:
-                raise EventError(f"cannot record {events[0].kind}: {first_line(error)}; correct the event") from error
-        return applied
-
-    def searches(self) -> list[SearchRecord]:
-        """All searches, newest first."""
-        return self._read(SearchRecord, "FROM searches ORDER BY created_at DESC, search_id")
-
-    def search(self, ref: str) -> SearchRecord:
-        """The search that a reference means.
-
-        Args:
-            ref: Its id, a prefix of the id that only it has, or its name if only it has that.
-
-        Raises:
-            SearchNotFoundError: If it means none, or several.
-        """
-        found = self._read(
-            SearchRecord, "FROM searches WHERE search_id = ? OR starts_with(search_id, ?) OR name = ?", [ref, ref, ref]
-        )
-        return choose(
-            ref,
-            found,
-            what="search",
-            identity=lambda search: (search.search_id, search.name),
-            known=lambda: [(search.search_id, search.name) for search in self.searches()],
-            error=SearchNotFoundError,
-        )
-
-    def trials(self, search: str) -> list[TrialRecord]:
-        """The trials of a search, by number.
-
-        Args:
-            search: A reference as for `search`.
-
-        Raises:
-            SearchNotFoundError: If the reference means no search, or several.
-        """
-        search_id = self.search(search).search_id
-        return self._read(TrialRecord, "FROM trials WHERE search_id = ? ORDER BY number, trial_id", [search_id])
-
-    def step_metrics(self, trial_id: str) -> list[StepMetrics]:
-        """What a trial reported, by step; nothing for a trial that is not recorded."""
-        return self._read(StepMetrics, "FROM step_metrics WHERE trial_id = ? ORDER BY step", [trial_id])
-
-    def adapters(
-        self, where: str | None = None, order_by: str | None = None, limit: int | None = None
-    ) -> list[Adapter]:
-        """The adapters that pass a filter, newest first unless ordered otherwise.
-
-        Args:
-            where: Such as `eval_loss < 2 and r <= 16`, over the columns of the view `adapters`.
-            order_by: Such as `eval_loss, created_at desc`; rows without a value come last.
-            limit: The most adapters to return; None for all.
-
-        Raises:
-            QueryError: If the filter or ordering holds anything but columns, literals and comparisons.
-        """
-        query, parameters = build_selection(where, order_by, limit, _ADAPTER_COLUMNS)
-        try:
-            return self._read(Adapter, f"FROM adapters {query}", parameters, limit)
-        except STATEMENT_ERRORS as error:
-            reason = first_line(error)
-            raise QueryError(
-                f"the filter {where!r} fails: {reason}; compare a column with values of its type"
-            ) from error
-
-    def adapter(self, ref: str) -> Adapter:
-        """The adapter that a reference means.
-
-        Args:
-            ref: Its id, 4 or more characters with which only its id begins, its name if only it has that, or
-                `name@alias`.
-
-        Raises:
-            AdapterNotFoundError: If it means none, or several.
-        """
-        name, at, alias = ref.partition("@")
-        if at:
-            found = self._read(
-                Adapter,
-                "FROM adapters WHERE adapter_id = (SELECT adapter_id FROM aliases WHERE name = ? AND alias = ?)",
-                [name, alias],
-            )
-        else:
-            prefix = ref if len(ref) >= 4 else None
-            found = self._read(
-                Adapter,
-                "FROM adapters WHERE adapter_id = ? OR starts_with(adapter_id, ?) OR name = ?",
-                [ref, prefix, ref],
-            )
-        return choose(
-            ref,
-            found,
-            what="adapter",
-            identity=lambda adapter: (adapter.adapter_id, adapter.name),
-            known=lambda: (
-                [(adapter.adapter_id, adapter.name) for adapter in self.adapters()]
-                + [(f"{alias.name}@{alias.alias}", alias.name) for alias in self.aliases()]
-            ),
-            error=AdapterNotFoundError,
-        )
-
-    def base(self, content_root: str) -> BaseRecord:
-        """The base model with this content.
-
-        Args:
-            content_root: As `fingerprint_base` returns it.
-
-        Raises:
-            BaseNotFoundError: If none is recorded.
-        """
-        found = self._read(BaseRecord, "FROM bases WHERE content_root = ?", [content_root])
-        if not found:
-            raise BaseNotFoundError(f"no base model with the content root {content_root!r} is recorded; see bases()")
-        return found[0]
-
-    def bases(self) -> list[BaseRecord]:
-        """All base models, newest first."""
-        return self._read(BaseRecord, "FROM bases ORDER BY created_at DESC, content_root")
-
-    def evaluations(self, adapter_id: str) -> list[EvaluationRecord]:
-        """The measurements of an adapter, newest first."""
-        query = "FROM evaluations WHERE adapter_id = ? ORDER BY created_at DESC, evaluation_id"
-        return self._read(EvaluationRecord, query, [adapter_id])
-
-    def promotions(self, adapter_id: str | None = None) -> list[PromotionRecord]:
-        """The promotions of an adapter, or of all, newest first."""
-        query = "FROM promotions WHERE adapter_id = coalesce(?, adapter_id) ORDER BY created_at DESC, promotion_id"
-        return self._read(PromotionRecord, query, [adapter_id])
-
-    def aliases(self, name: str | None = None) -> list[AliasRecord]:
-        """The aliases of a name, or all, newest first."""
-        query = "FROM aliases WHERE name = coalesce(?, name) ORDER BY created_at DESC, name, alias"
-        return self._read(AliasRecord, query, [name])
-
-    def events(self, subject: str | None = None, limit: int = 200) -> list[EventRecord]:
-        """What was recorded, last first.
-
-        Args:
-            subject: The id of a search, a trial, an adapter or a base; None for all.
-            limit: The most events to return.
-        """
-        check_limit(limit)
-        query = "FROM events WHERE subject = coalesce(?, subject) ORDER BY sequence DESC"
-        return self._read(EventRecord, query, [subject], limit)
+        ack = access.record(self.path, events, timeout_s=self._wait_s)
+        self._last = max(self._last, ack.sequence)
+        return ack.applied
 
     def sql(self, query: str, *, limit: int | None = None, timeout_s: float = 30.0) -> Rows:
         """Run a query over the views; it can read them and nothing else.
@@ -266,7 +115,21 @@ class Registry:
         Raises:
             QueryError: If it is another statement, or more than one, or it fails, or takes too long.
         """
-        return run_query(self.path, query, limit=limit, timeout_s=timeout_s, wait_s=self._wait_s)
+        with self._reading() as connection:
+            return run_query(connection, query, limit=limit, timeout_s=timeout_s)
+
+    def arrow(self, query: str, *, timeout_s: float = 30.0) -> pyarrow.Table:
+        """Run a query as `sql` does, into an Arrow table: timestamps are in UTC, JSON is text."""
+        with self._reading() as connection:
+            return frames.arrow(connection, query, timeout_s=timeout_s)
+
+    def pandas(self, query: str, *, timeout_s: float = 30.0) -> pd.DataFrame:
+        """Run a query as `sql` does, into a pandas frame: timestamps are in UTC, JSON is text."""
+        return frames.pandas_frame(self.arrow(query, timeout_s=timeout_s))
+
+    def polars(self, query: str, *, timeout_s: float = 30.0) -> pl.DataFrame:
+        """Run a query as `sql` does, into a Polars frame: timestamps are in UTC, JSON is text."""
+        return frames.polars_frame(self.arrow(query, timeout_s=timeout_s))
 
     def verify(self, adapter: Adapter) -> None:
         """Hash an adapter's files again.
@@ -277,18 +140,56 @@ class Registry:
         Raises:
             ArtifactError: If its files are gone or changed; the message names what changed.
         """
-        if adapter.status != "available":
-            raise ArtifactError(f"adapter {adapter.adapter_id} is {adapter.status}: its files were not kept")
-        self.artifacts.verify(adapter.artifact_sha256)
+        self.artifacts.verify(_address(adapter))
 
-    def _read(
-        self, record: type[_Record], query: str, parameters: Sequence[Any] = (), limit: int | None = None
-    ) -> list[_Record]:
-        names = ", ".join(f'"{field.name}"' for field in fields(record))  # type: ignore[arg-type]
-        with attached(self.path, write=False, timeout_s=self._wait_s) as connection:
-            rows = fetch(connection, f"SELECT {names} {query}", parameters, limit)
-        if record is Adapter:
-            for row in rows:
-                row["aliases"] = tuple(row["aliases"])
-                row["artifact_path"] = row["artifact_path"] and self.path.parent / row["artifact_path"]
-        return [record(**row) for row in rows]
+    def checkout(self, adapter: Adapter) -> Path:
+        """Give an adapter's files as a local folder that PEFT can load, each of them verified.
+
+        Args:
+            adapter: As the registry returned it.
+
+        Raises:
+            ArtifactError: If its files are gone or changed; the message names what changed.
+        """
+        return self.artifacts.checkout(_address(adapter))
+
+    def snapshot(self) -> Path:
+        """Copy the whole registry into its snapshots folder, as it is now.
+
+        Returns:
+            A DuckDB database with the registry's views, which nobody changes any more; the second one after it
+            replaces it.
+
+        Raises:
+            RegistryWriteError: If it cannot be written.
+        """
+        return access.snapshot(self.path, timeout_s=self._wait_s).file
+
+    @classmethod
+    def rebuild(cls, path: str | os.PathLike[str], *, runs: Sequence[Path] = (), wait_s: float = 60.0) -> RebuildReport:
+        """Make a registry again from its journal, what can still be read of its file, and the logs of lanes.
+
+        Args:
+            path: The file, which may be missing or damaged; it is set aside, never removed.
+            runs: Folders of run folders, if not only the one beside the file.
+            wait_s: The longest wait for other programs, in seconds.
+
+        Returns:
+            What it was made of.
+
+        Raises:
+            RegistryNotFoundError: If there is nothing to make it from.
+            RegistryBusyError: If a search or another program kept it for longer than `wait_s`.
+            RegistryWriteError: If it cannot be written.
+        """
+        return rebuild(Path(path).expanduser().resolve(), runs=runs, wait_s=wait_s)
+
+    def _reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        # While an owner has the file this is a snapshot, which holds at least what this Registry has recorded.
+        return access.reading(self.path, timeout_s=self._wait_s, at_least=self._last)
+
+
+def _address(adapter: Adapter) -> str:
+    if adapter.status != "available":
+        raise ArtifactError(f"adapter {adapter.adapter_id} is {adapter.status}: its files were not kept")
+    return adapter.artifact_sha256

@@ -49,16 +49,34 @@ DTYPES: dict[str, tuple[int, str]] = {
 
 
 class TensorSpan(NamedTuple):
-    """Where a tensor lies: `start` and `end` are bytes from `SafetensorsHeader.data_start`."""
+    """Where a tensor lies: `start` and `end` are bytes from `Layout.data_start`."""
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
 
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.end - self.start
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SafetensorsHeader:
+class Layout:
+    """Where the tensors of a weight file lie.
+
+    Args:
+        tensors: Each tensor's place, in the order of the data.
+        data_start: Where the data begins, in bytes from the beginning of the file.
+    """
+
+    tensors: dict[str, TensorSpan]
+    data_start: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafetensorsHeader(Layout):
     """A header that agrees with the size of its file.
 
     Args:
@@ -67,8 +85,6 @@ class SafetensorsHeader:
         metadata: The header's free text.
     """
 
-    tensors: dict[str, TensorSpan]
-    data_start: int
     metadata: dict[str, str]
 
 
@@ -89,7 +105,7 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
         return _read(file, path)
 
 
-def float32_blocks(path: Path, header: SafetensorsHeader, name: str) -> Iterator[npt.NDArray[np.float32]]:
+def float32_blocks(path: Path, header: Layout, name: str) -> Iterator[npt.NDArray[np.float32]]:
     """Read a BF16, F16 or F32 tensor as float32, which holds its values exactly, a few MiB at a time.
 
     Args:
@@ -114,7 +130,7 @@ def float32_blocks(path: Path, header: SafetensorsHeader, name: str) -> Iterator
                 raise ArtifactError(f"tensor {name!r} in {path} is {dtype}; only BF16, F16 and F32 fit in float32")
 
 
-def raw_blocks(path: Path, header: SafetensorsHeader, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+def raw_blocks(path: Path, header: Layout, name: str) -> Iterator[npt.NDArray[np.uint8]]:
     """Read a tensor's bytes, memory-mapped, a few MiB at a time.
 
     Args:

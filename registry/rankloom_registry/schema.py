@@ -1,4 +1,8 @@
-"""The tables and views of a registry, as named migrations that run once, in order, each in its own transaction."""
+"""The tables of a registry, as named migrations that run once, in order, each in its own transaction.
+
+A migration that was ever released stays as it is. The views that 0001 made are replaced by those of `views.py`, which
+come with the last migration: a version that changes views only adds a migration without a statement.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 
+from rankloom_registry import views
 from rankloom_registry.errors import RegistryFormatError
 
 # No index beyond the primary keys: DuckDB's replay of a write-ahead log is weakest there. What is filtered and sorted
@@ -108,7 +113,23 @@ LEFT JOIN store.trials t ON t.trial_id = a.trial_id
 LEFT JOIN store.searches s ON s.search_id = t.search_id;
 """
 
-MIGRATIONS: dict[str, str] = {"0001-first": _FIRST}
+_RECORDS = """
+ALTER TABLE store.events ADD COLUMN why VARCHAR DEFAULT '';
+UPDATE store.events SET why = coalesce(payload->>'$.reason', '') WHERE kind IN ('adapter_discarded', 'promoted');
+
+ALTER TABLE store.adapters ADD COLUMN tags VARCHAR[] DEFAULT [];
+ALTER TABLE store.adapters ADD COLUMN note VARCHAR DEFAULT '';
+ALTER TABLE store.adapters ADD COLUMN effective_rank DOUBLE;
+ALTER TABLE store.adapters ADD COLUMN update_norm DOUBLE;
+
+ALTER TABLE store.bases ADD COLUMN sampled VARCHAR;
+ALTER TABLE store.bases ADD COLUMN quantization_sha256 VARCHAR;
+
+CREATE TABLE store.base_tensors (
+    content_root VARCHAR NOT NULL, name VARCHAR NOT NULL, leaf VARCHAR NOT NULL, PRIMARY KEY (content_root, name));
+"""
+
+MIGRATIONS: dict[str, str] = {"0001-first": _FIRST, "0002-records": _RECORDS}
 
 
 def applied(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
@@ -154,18 +175,26 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path, artifacts: str) -
     """
     done = applied(connection, path)
     todo = [name for name in MIGRATIONS if name not in done]
-    if not done:
-        connection.execute("CREATE SCHEMA IF NOT EXISTS store")
-        connection.execute("CREATE TABLE store.migrations (name VARCHAR PRIMARY KEY, applied_at TIMESTAMPTZ NOT NULL)")
+    if not todo:
+        return []
+    connection.execute("CREATE SCHEMA IF NOT EXISTS store")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS store.migrations (name VARCHAR PRIMARY KEY, applied_at TIMESTAMPTZ NOT NULL)"
+    )
     for name in todo:
         connection.begin()
-        connection.execute(MIGRATIONS[name])
-        connection.execute("INSERT INTO store.migrations VALUES (?, now())", [name])
+        try:
+            connection.execute(MIGRATIONS[name])
+            connection.execute("INSERT INTO store.migrations VALUES (?, now())", [name])
+            if name == next(iter(MIGRATIONS)):
+                connection.execute("INSERT INTO store.settings VALUES ('artifacts', ?)", [artifacts])
+            if name == todo[-1]:
+                views.create(connection)
+        except duckdb.Error:
+            connection.rollback()
+            raise
         connection.commit()
-    if not done:
-        connection.execute("INSERT INTO store.settings VALUES ('artifacts', ?)", [artifacts])
-    if todo:
-        connection.execute("CHECKPOINT db")
+    connection.execute("CHECKPOINT db")
     return todo
 
 

@@ -151,3 +151,23 @@ def world(trained: World, tmp_path: Path) -> World:
     """A copy of the trained search that a test may change."""
     folder = shutil.copytree(trained.registry.parent, tmp_path / "world")
     return World(registry=folder / "registry.duckdb", base=trained.base, adapters=trained.adapters)
+
+
+@pytest.fixture
+def sharded_base(trained: World, tmp_path: Path) -> Path:
+    """The base of the trained search with the same weights in three files, which a test may change."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(trained.base, tmp_path / "sharded")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places: dict[str, str] = {}
+    for number in range(3):
+        file = f"model-{number + 1:05}-of-00003.safetensors"
+        shard = {name: weights[name] for name in sorted(weights)[number::3]}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder

@@ -11,6 +11,7 @@ import pytest
 
 from rankloom_registry import (
     AdapterAdded,
+    AdapterAnnotated,
     AdapterDiscarded,
     AliasMoved,
     BaseFingerprint,
@@ -61,7 +62,7 @@ def added(**changes: object) -> AdapterAdded:
 @pytest.fixture
 def one_of_each(base: BaseFingerprint) -> list[Event]:
     return [
-        BaseSeen(base=base),
+        BaseSeen(base=base, leaves={"w": "1" * 64}, why="a closer look"),
         started(),
         SearchResumed(search_id="s1"),
         SearchEnded(search_id="s1", status="failed", message="«ß»\n"),
@@ -69,6 +70,7 @@ def one_of_each(base: BaseFingerprint) -> list[Event]:
         TrialReported(trial_id="t1", step=5, metrics={"eval_loss": 1.5}),
         TrialEnded(trial_id="t1", status="stopped", metrics={"steps": 5}),
         added(),
+        AdapterAnnotated(adapter_id="a1", note="«ß»", tags_added=("b", "a"), tags_removed=("c",), why="after review"),
         AdapterDiscarded(adapter_id="a1", reason="not among the best"),
         Evaluated(evaluation_id="e1", adapter_id=None, base_content_root="c" * 64, dataset={}, metrics={}),
         Promoted(
@@ -96,6 +98,7 @@ def test_every_kind_goes_through_one_line_of_json_and_back(one_of_each: list[Eve
 
 def test_ids_follow_from_what_happened(base: BaseFingerprint) -> None:
     assert BaseSeen(base=base).event_id == f"base_seen:{'c' * 64}:org/tiny@0123"
+    assert BaseSeen(base=base, leaves={"w": "1"}).event_id == f"base_seen:{'c' * 64}:org/tiny@0123:leaves"
     assert started().event_id == started(num_samples=9).event_id == "search_started:s1"
     assert TrialStarted(trial_id="t1", search_id="s1", number=0, params={}, attempt=2).event_id == "trial_started:t1:2"
     assert TrialReported(trial_id="t1", step=5, metrics={}).event_id == "trial_reported:t1:5"
@@ -125,6 +128,32 @@ def test_plain_values_of_other_types_become_json() -> None:
         TrialStarted(trial_id="t1", search_id="s1", number=0, params={"x": object()}).to_json()
 
 
+def test_why_is_what_was_said_or_the_reason() -> None:
+    assert started().reasoning == ""
+    assert started(why="a new dataset").reasoning == "a new dataset"
+    assert AdapterDiscarded(adapter_id="a1", reason="space").reasoning == "space"
+    assert AdapterDiscarded(adapter_id="a1", reason="space", why="asked for").reasoning == "asked for"
+    assert "why" not in started(why="x").payload
+
+
+def test_lines_of_the_first_version_are_still_read() -> None:
+    head = '"at":"2026-01-02T03:04:05+00:00","who":"ann"'
+    base = (
+        '{"identity":"org/tiny@0123","structure":"5","content_root":"c","tensors":2,"parameters":10,"bytes":20,'
+        '"dtype":"bfloat16","tokenizer_sha256":null,"chat_template_sha256":null,"config":{}}'
+    )
+    seen = Event.from_json(f'{{"kind":"base_seen","event_id":"base_seen:c:org/tiny@0123",{head},"base":{base}}}')
+    assert isinstance(seen, BaseSeen)
+    assert (seen.leaves, seen.why, seen.base.sampled, seen.base.quantization_sha256) == ({}, "", None, None)
+    assert seen.event_id == BaseSeen(base=seen.base).event_id
+    moved = Event.from_json(
+        f'{{"kind":"alias_moved","event_id":"alias_moved:1",{head},"name":"first","alias":"best","adapter_id":null}}'
+    )
+    assert moved == AliasMoved(
+        event_id="alias_moved:1", at=seen.at, who="ann", name="first", alias="best", adapter_id=None
+    )
+
+
 def test_times_are_aware() -> None:
     assert abs(started().at - datetime.now(UTC)) < timedelta(minutes=1)
     local = started(at=datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=2))))
@@ -149,6 +178,7 @@ def test_fields_are_checked() -> None:
         lambda: added(status="lost"),
         lambda: added(artifact_sha256=""),
         lambda: added(artifact_sha256="../x", status="discarded"),
+        lambda: AdapterAnnotated(adapter_id="a1", tags_added=("a",), tags_removed=("a",)),
     ):
         with pytest.raises(EventError):
             wrong()
@@ -157,6 +187,8 @@ def test_fields_are_checked() -> None:
             lambda name=name: started(name=name),
             lambda name=name: added(name=name),
             lambda name=name: AliasMoved(name="n", alias=name, adapter_id=None),
+            lambda name=name: AdapterAnnotated(adapter_id="a1", name=name),
+            lambda name=name: AdapterAnnotated(adapter_id="a1", tags_added=[name]),
             lambda name=name: validate_name(name),
         ):
             with pytest.raises(InvalidNameError):

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankloom_registry import BaseFingerprint, FingerprintError, fingerprint_base, leaf_cache, tensor_leaves
+from rankloom_registry import (
+    BaseFingerprint,
+    FingerprintError,
+    fingerprint_base,
+    leaf_cache,
+    leaves,
+    read_safetensors_header,
+    tensor_leaves,
+)
+from rankloom_registry.fingerprint import read_base, root_of, sample_base, touched_root
 
 Write = Callable[..., Path]
 Weights = dict[str, tuple[str, np.ndarray]]
@@ -61,6 +70,35 @@ def model(tmp_path: Path, write_safetensors: Write) -> Callable[..., Path]:
     return make
 
 
+def bits(count: int, kind: type[np.unsignedinteger[Any]] | type[np.int64]) -> np.ndarray:
+    return (np.arange(count, dtype=np.uint64) * 2654435761 >> 7).astype(kind)
+
+
+def test_what_was_recorded_once_is_found_again(model: Callable[..., Path]) -> None:
+    # As the first version recorded it. These hashes never change: registries hold them.
+    weights: Weights = {
+        "model.embed_tokens.weight": ("BF16", bits(700_001, np.uint16)),
+        "model.layers.0.q.weight": ("F32", bits(600_000, np.uint32).reshape(600, 1000)),
+        "model.layers.0.k.weight": ("F16", (bits(600_002, np.uint16) & 0x7BFF).reshape(2, 300_001)),
+        "model.layers.0.mask": ("I64", bits(200_000, np.int64)),
+        "model.layers.0.empty": ("BF16", np.zeros((0, 4), np.uint16)),
+        "lm_head.weight": ("BF16", bits(700_001, np.uint16)),
+    }
+    config = {"tie_word_embeddings": True, "quantization_config": {"quant_method": "bitsandbytes"}}
+    found, tensors = read_base(model(weights, **config))
+    assert found.content_root == "e24eefc602ccb594c470115d6b78f0fcf25c481fac18cb29bc6dbee8c2bd3f1d"
+    assert found.structure == "65d5ea8c9bb9498b0ec469aa5f5bf12507c75f47119503f0194c948633c8e224"
+    assert (found.tensors, found.parameters, found.bytes, found.dtype) == (5, 2100003, 6600006, "bfloat16")
+    assert tensors == {
+        "model.embed_tokens.weight": "96652238123a5481676c589d008ed69ab04192d500872cb300949b56de664b62",
+        "model.layers.0.q.weight": "410f78f3d13350e44a6b61cf0db4d5771e64941182b0d023070749516e134039",
+        "model.layers.0.k.weight": "04a1690af53cb83a0b834f27e2007ed2f4534fefc94f88b2448d78f43ab64bdf",
+        "model.layers.0.mask": "f62dfa01ab9e5995b5fab707cc22094c87718109c4cd745cdec87d67ee22c7d9",
+        "model.layers.0.empty": "d3ec5cc3159651bc3aa80e99fa13f59d3d500593cdd99e8ddb230095cfbd413f",
+    }
+    assert min(array.nbytes for _, array in weights.values() if array.size) > leaves.BLOCK_BYTES  # blocks are joined
+
+
 def test_the_same_weights_have_the_same_root_however_they_are_stored(model: Callable[..., Path]) -> None:
     weights = as_bfloat16(VALUES)
     first, *rest = weights.items()
@@ -72,6 +110,7 @@ def test_the_same_weights_have_the_same_root_however_they_are_stored(model: Call
     ):
         other = fingerprint_base(folder)
         assert (other.content_root, other.structure) == (whole.content_root, whole.structure)
+        assert other.sampled == whole.sampled == sample_base(folder)
         assert other.identity == str(folder.resolve())
     assert (whole.identity, whole.tensors, whole.parameters, whole.bytes) == ("org/tiny@1", 3, 80, 160)
     assert (whole.dtype, whole.config) == ("bfloat16", {"model_type": "llama", "tie_word_embeddings": False})
@@ -153,6 +192,59 @@ def test_tokenizer_and_chat_template_are_hashed_apart(model: Callable[..., Path]
     assert fingerprint_base(folder).chat_template_sha256 == dressed.chat_template_sha256 is not None
 
 
+def test_the_quantization_is_hashed_apart(model: Callable[..., Path]) -> None:
+    weights = as_bfloat16(VALUES)
+    four, eight = ({"quant_method": "bitsandbytes", f"load_in_{bits}bit": True} for bits in (4, 8))
+    plain, first, again, other = (
+        fingerprint_base(model(weights, **({"quantization_config": config} if config else {})))
+        for config in ({}, four, dict(reversed(four.items())), eight)
+    )
+    assert plain.quantization_sha256 is None
+    assert first.quantization_sha256 == again.quantization_sha256 != other.quantization_sha256
+    assert first.content_root == plain.content_root
+
+
+def test_a_few_pieces_of_a_tensor_are_a_tripwire_and_no_proof(model: Callable[..., Path]) -> None:
+    values = {"model.big.weight": half(3, 1000, 300)}
+    folder = model(as_bfloat16(values))
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    start = len(content) - 2 * 300_000
+    before = sample_base(folder)
+    assert before == sample_base(model(as_float32(values))) == fingerprint_base(folder).sampled
+    for place, seen in ((start, True), (len(content) - 1, True), (start + 2050, False)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        weights.write_bytes(changed)
+        assert (sample_base(folder) != before) is seen
+    assert fingerprint_base(folder).content_root != fingerprint_base(model(as_bfloat16(values))).content_root
+
+
+def test_the_root_of_some_tensors_is_theirs_alone(model: Callable[..., Path]) -> None:
+    first, *rest = as_bfloat16(VALUES).items()
+    folder = model(dict(rest), dict([first]))
+    _, tensors = read_base(folder)
+    touched = {"model.layers.0.q.weight", "model.embed_tokens.weight"}
+    calls: list[tuple[int, int]] = []
+    root = touched_root(folder, touched, progress=lambda done, total: calls.append((done, total)))
+    assert root == root_of({name: tensors[name] for name in touched})
+    assert calls[-1] == (96, 96)
+    other = VALUES | {"lm_head.weight": half(9, 8, 4)}
+    assert touched_root(model(as_bfloat16(other)), touched) == root
+    other = VALUES | {"model.layers.0.q.weight": half(9, 4, 4)}
+    assert touched_root(model(as_bfloat16(other)), touched) != root
+    with pytest.raises(FingerprintError, match="lacks the tensor model.none"):
+        touched_root(folder, {"model.none"})
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(model: Callable[..., Path]) -> None:
+    file = model(as_bfloat16(VALUES)) / "model.safetensors"
+    header = read_safetensors_header(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(FingerprintError, match="ended while it was read"):
+        leaves.hash_tensor(file, header, "lm_head.weight")
+
+
 def test_one_file_and_a_linked_snapshot_are_models_too(model: Callable[..., Path], tmp_path: Path) -> None:
     folder = model(as_bfloat16(VALUES))
     snapshot = tmp_path / "snapshot"
@@ -175,6 +267,9 @@ def test_what_is_no_model_is_refused(model: Callable[..., Path], tmp_path: Path)
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "pytorch_model.bin").write_bytes(b"")
+    quantized = tmp_path / "quantized"
+    quantized.mkdir()
+    (quantized / "tiny.Q4_K.gguf").write_bytes(b"")
     empty = tmp_path / "empty"
     empty.mkdir()
     adapter = tmp_path / "adapter"
@@ -195,6 +290,8 @@ def test_what_is_no_model_is_refused(model: Callable[..., Path], tmp_path: Path)
     (muddled / "config.json").write_text("{")
     for folder, reason in (
         (pickled, "pickle"),
+        (pickled / "pytorch_model.bin", "pickle"),
+        (quantized, "give that file itself"),
         (empty, "neither"),
         (adapter, "is an adapter"),
         (tmp_path / "none", "neither a model folder nor"),
@@ -222,6 +319,14 @@ def test_the_cache_is_used_while_the_file_stays_as_it_was(
     assert set(tensor_leaves(folder).values()) == {"0" * 64}  # it was used, and not the file
     (folder / "model.safetensors").touch()
     assert fingerprint_base(folder) == fresh
+    # What is known of some tensors is kept when the others are read.
+    (folder / "model.safetensors").touch()
+    touched_root(folder, {"lm_head.weight"})
+    partial = json.loads(cache.read_text())["files"]
+    assert [len(found) for found in partial.values()][-1] == 1
+    assert fingerprint_base(folder) == fresh
+    full = json.loads(cache.read_text())["files"]
+    assert [len(found) for found in full.values()][-1] == 3
     for damage in ("", "{", "[]", "null", '{"version": "1"}', '{"version": "1", "files": 3}'):
         cache.write_text(damage)
         assert fingerprint_base(folder) == fresh

@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from rankloom_registry import QueryError, Registry
+from rankloom_registry import (
+    AdapterAdded,
+    AdapterAnnotated,
+    AliasMoved,
+    BaseFingerprint,
+    BaseSeen,
+    QueryError,
+    Registry,
+    SearchStarted,
+    TrialStarted,
+)
 
 REFUSED = [
     "r < 8; drop table store.adapters",
@@ -38,6 +50,15 @@ REFUSED = [
     "r < " + "9" * 60,
     "aliases = 'best'",
     "name",
+    "name = '\udcff'",
+    "list_contains(aliases, 'best')",
+    "r < 8 -- \n union select 1",
+    "r = r'x'",
+    "r = 0x10",
+    "rowid = 1",
+    "store.adapters.r = 1",
+    "(" * 1990 + "r" + ")" * 1990 + " < 1",
+    "- " * 1990 + "r < 1",
 ]
 
 
@@ -49,7 +70,11 @@ def test_what_is_not_a_comparison_is_refused(untouched: Registry, where: str) ->
 
 
 @pytest.mark.parametrize(
-    "order_by", ["r; drop table x", "1", "random()", "(select 1)", "r limit 1", "r desc desc", "", "r,", "r -- x"]
+    "order_by",
+    [
+        *("r; drop table x", "1", "random()", "(select 1)", "r limit 1", "r desc desc", "", "r,", "r -- x"),
+        *('"r"', "r collate nocase", "rowid", "adapters.r", "r" + " " * 3999 + "x", "r, " * 2000 + "r"),
+    ],
 )
 def test_an_ordering_is_columns(untouched: Registry, order_by: str) -> None:
     with pytest.raises(QueryError):
@@ -91,3 +116,83 @@ def test_text_is_a_value_and_never_sql(untouched: Registry) -> None:
 def test_precedence_is_that_of_sql(untouched: Registry, where: str, expected: list[int]) -> None:
     assert [adapter.r for adapter in untouched.adapters(where=where, order_by="r")] == expected
     assert [row["r"] for row in untouched.sql(f"select r from adapters where {where} order by r")] == expected
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, base: BaseFingerprint) -> Registry:
+    """Adapters with equal and missing values in every column that is sorted by, some tagged, some with an alias."""
+    registry = Registry.open(tmp_path_factory.mktemp("many") / "registry.duckdb", create=True)
+    trial = TrialStarted(trial_id="trial", search_id="search", number=7, params={})
+    search = {"name": "sweep", "dataset": {}, "config": {}, "metric": "eval_loss", "mode": "min"}
+    registry.record(
+        BaseSeen(base=base),
+        SearchStarted(search_id="search", base_content_root=base.content_root, num_samples=1, seed=0, **search),
+        trial,
+    )
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    for number in range(60):
+        loss = [None, 1.0, 1.5, 2.0, float("nan")][number % 5]
+        registry.record(
+            AdapterAdded(
+                adapter_id=f"{number:02}-{number % 3}",
+                name=f"name-{number % 10}",
+                trial_id="trial" if number % 2 else None,
+                base_content_root=base.content_root,
+                params={"r": [4, 8, 16, None][number % 4]},
+                metrics={"eval_loss": loss},
+                artifact_sha256="a" * 64,
+                at=at + timedelta(seconds=number % 7),
+            )
+        )
+    registry.record(AliasMoved(name="name-1", alias="b", adapter_id="01-1"))
+    registry.record(AliasMoved(name="name-1", alias="a", adapter_id="01-1"))
+    registry.record(AdapterAnnotated(adapter_id="06-0", tags_added=("kept",)))
+    registry.record(AdapterAnnotated(adapter_id="01-1", tags_added=("kept", "other")))
+    return registry
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 59, 1000])
+@pytest.mark.parametrize(
+    ("where", "order_by"),
+    [
+        (None, None),
+        (None, "eval_loss"),
+        (None, "eval_loss desc nulls first, r"),
+        ("r <= 8", "eval_loss"),
+        ("r <= 8 or name like '%-1'", "name desc"),
+        ("eval_loss > 1.2", "r nulls first"),
+        (None, "params"),
+        ("trial_id is null", "trial_id, seed"),
+        ("r > 100", "r"),
+    ],
+)
+def test_the_top_rows_are_those_of_the_whole_list(
+    many: Registry, where: str | None, order_by: str | None, limit: int
+) -> None:
+    # Sorted and cut before the joins and after them: the second condition holds for every row.
+    joined = "(search_name is null or search_name is not null)"
+    after = many.adapters(f"({where}) and {joined}" if where else joined, order_by, limit)
+    assert repr(many.adapters(where, order_by, limit)) == repr(after)
+    assert repr(after) == repr(many.adapters(where, order_by)[:limit])
+    assert len(many.adapters(where, order_by)) == len(many.sql(f"from adapters where {where or 'true'}"))
+
+
+def test_the_top_rows_have_what_the_joins_add(many: Registry) -> None:
+    (first,) = many.adapters("r = 8", "adapter_id", 1)
+    assert (first.adapter_id, first.trial_number, first.search_name) == ("01-1", 7, "sweep")
+    assert (first.base_identity, first.aliases) == ("org/tiny@0123", ("a", "b"))
+    (second,) = many.adapters("adapter_id = '00-0'", limit=1)
+    assert (second.trial_number, second.search_id, second.aliases) == (None, None, ())
+    assert second.base_identity == "org/tiny@0123" and second.artifact_path is not None
+    assert [adapter.adapter_id for adapter in many.adapters("trial_number = 7", "adapter_id desc", 2)] == [
+        "59-2",
+        "57-0",
+    ]
+
+
+def test_a_tag_narrows_before_the_limit(many: Registry) -> None:
+    assert [found.adapter_id for found in many.adapters(order_by="adapter_id", limit=1, tag="kept")] == ["01-1"]
+    assert [found.adapter_id for found in many.adapters("r = 16", "adapter_id", 1, tag="kept")] == ["06-0"]
+    assert [found.adapter_id for found in many.adapters("search_id is null", limit=9, tag="kept")] == ["06-0"]
+    assert len(many.adapters("r = 8 or r = 16", tag="kept")) == 2
+    assert many.adapters(limit=5, tag="') or true --") == []

@@ -150,10 +150,12 @@ def _base(adapter: Adapter, base: BaseRecord | None) -> None:
 
 def _files(adapter: Adapter) -> None:
     st.subheader("Files")
-    if adapter.artifact_path is None:
+    if adapter.status != "available":
         st.info("The files of this adapter were dropped: it was recorded, but not among the best.")
         return
-    elements.hashes({"folder": str(adapter.artifact_path), "SHA-256": adapter.artifact_sha256})
+    # Without a folder they lie at a URL, from where a promotion fetches them.
+    folder = None if adapter.artifact_path is None else str(adapter.artifact_path)
+    elements.hashes({"folder": folder, "SHA-256": adapter.artifact_sha256})
     if st.button("Verify files", help="Hashes the files again and compares; nothing is changed."):
         try:
             with st.spinner("Hashing the files"):

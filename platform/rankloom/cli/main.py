@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
 
-from rankloom.cli import adapters, base, machine, models, quickstart, searches
+from rankloom.cli import adapters, base, machine, models, quickstart, registry, searches
 from rankloom.cli.output import errors
 from rankloom.errors import RankloomError
 from rankloom_registry import RegistryError
+from rankloom_registry.errors import RegistryRecoveredWarning
 from rankloom_spaces import SpaceError
 
 DEBUG = "--debug"
@@ -36,7 +40,7 @@ def options(
     """Finds the QLoRA adapter worth keeping, and keeps it safe."""
 
 
-for module in (quickstart, searches, adapters, base, models, machine):
+for module in (quickstart, searches, adapters, base, models, registry, machine):
     module.register(app)
 
 
@@ -45,6 +49,15 @@ def main() -> None:
     # --debug may stand anywhere, as people add it to the end of the line that failed.
     debug = DEBUG in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RegistryRecoveredWarning)
+        warnings.showwarning = _show_warning(warnings.showwarning)
+        code = _run(arguments, debug=debug)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
     try:
         code = app(args=arguments, prog_name="rankloom", standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code, without a word
@@ -69,8 +82,19 @@ def main() -> None:
             traceback.print_exc()
         else:
             errors().print(_message(error), style="red", markup=False, highlight=False, soft_wrap=True)
-    sys.stdout.flush()
-    sys.exit(code or 0)
+    return code or 0
+
+
+def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
+    """What a registry was recovered from is a line for the user; every other warning is a developer's."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, RegistryRecoveredWarning):
+            errors().print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        else:
+            others(message, category, *where)
+
+    return show
 
 
 def _message(error: Exception) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -104,11 +114,22 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars() -> AbstractContextManager[Callable[[str, int, int], None]]:
     """Yield a function of (stage, done, total) that draws one bar a stage on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors(), transient=True) as bars:
+    return _bars(MofNCompleteColumn())
+
+
+def byte_bars() -> AbstractContextManager[Callable[[str, int, int], None]]:
+    """Yield what `progress_bars` does, of bytes, with their speed."""
+    return _bars(DownloadColumn(), TransferSpeedColumn())
+
+
+@contextlib.contextmanager
+def _bars(*figures: ProgressColumn) -> Iterator[Callable[[str, int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), *figures, TimeRemainingColumn())
+    console = errors()
+    # Where nobody watches, rich would still end with an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int) -> None:

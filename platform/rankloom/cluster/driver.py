@@ -39,6 +39,7 @@ from rankloom.cluster.broker import Broker
 from rankloom.cluster.flight import LaneState, Past, Progress
 from rankloom.cluster.halving import SuccessiveHalving
 from rankloom.cluster.lane import LaneConfig, run_lane
+from rankloom.cluster.owner import owned
 from rankloom.cluster.searcher import OptunaSearcher, Population, build_sampler
 from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
 from rankloom.config import REDUCTION_FACTOR, SearchConfig, TrainingConfig, rungs
@@ -91,13 +92,14 @@ class _StopFlag(tune.Stopper):
         return _STOP.is_set()
 
 
-def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch) -> None:
+def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch, registry: Path | None = None) -> None:
     """Run a search to its end.
 
     Args:
         job: The search.
         record: Called with each batch of events, in order; what it raises ends the search.
         watch: Called at least every second with new events, lanes and progress.
+        registry: The registry file that `record` writes to; it has an owner while the search runs.
 
     Raises:
         ConfigError: The scheduler asks for what the engine cannot do.
@@ -110,7 +112,7 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
         raise ConfigError(f"{name} pauses trials, which engine 'trl' cannot: set engine to 'packed', or leave it out")
     if not job.verbose:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with connected(verbose=job.verbose) as local:
+    with connected(verbose=job.verbose) as local, owned(registry):
         lanes = lane_configs(job, local=local)
         broker: Any = ray.remote(num_cpus=0, max_restarts=0)(Broker).remote(
             [lane.name for lane in lanes],

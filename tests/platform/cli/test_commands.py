@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +42,8 @@ def test_the_fixed_commands_are_there() -> None:
     names = {" ".join(path) for path in commands()}
     assert names >= {"quickstart", "search", "plan", "evaluate", "promote", "doctor", "dashboard"}
     assert names >= {"searches list", "searches show", "spaces list", "spaces show"}
-    assert names >= {"adapters list", "adapters show", "adapters compare", "adapters verify"}
+    assert names >= {"adapters list", "adapters show", "adapters compare", "adapters verify", "adapters tag"}
+    assert names >= {"adapters alias", "adapters delete", "adapters import", "adapters export-config"}
     assert names >= {"base fingerprint", "base check"}
 
 
@@ -69,14 +69,14 @@ def test_an_adapter_is_shown(rankloom: Rankloom, world: Any) -> None:
     assert done.code == 0 and done.err == ""
     assert world.adapters[0] in done.out and "learning curve" in done.out
     found = rankloom("adapters", "show", world.adapters[0], "--json", "--registry", world.registry).json
-    assert found.keys() == {"adapter", "base", "curve", "evaluations", "promotions"}
+    assert found.keys() >= {"adapter", "base", "curve", "evaluations", "promotions"}
     assert [at["step"] for at in found["curve"]] == [4, 8, 12]
     assert found["base"]["identity"] == str(world.base)
 
 
 def test_adapters_are_compared(rankloom: Rankloom, world: Any) -> None:
     done = rankloom("adapters", "compare", *world.adapters, "--registry", world.registry)
-    rows = [line.split()[0] for line in done.out.splitlines()[1:]]
+    rows = [line.split()[0] for line in done.out.splitlines()[1:] if line.strip()]
     assert done.code == 0 and {"r", "learning_rate", "eval_loss", "seed"} <= set(rows)
     assert "lora_alpha" not in rows and "different bases" not in done.out
     every = rankloom("adapters", "compare", *world.adapters, "--all", "--registry", world.registry)
@@ -119,25 +119,6 @@ def test_spaces(rankloom: Rankloom, tmp_path: Path) -> None:
     shown = rankloom("spaces", "show", "lora")
     (tmp_path / "copy.yaml").write_text(shown.out)
     assert rankloom("spaces", "show", "copy.yaml", "--json").json == rankloom("spaces", "show", "lora", "--json").json
-
-
-def test_a_base_is_fingerprinted_and_checked(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
-    assert "content_root" in rankloom("base", "fingerprint", world.base).out
-    found = rankloom("base", "fingerprint", world.base, "--json").json
-    assert found["identity"] == str(world.base) and len(found["content_root"]) == 64
-
-    check = ("base", "check", world.adapters[0])
-    flags = ("--registry", world.registry)
-    done = rankloom(*check, world.base, *flags)
-    assert done.code == 0 and "belongs to" in done.out
-    other = shutil.copytree(world.base, tmp_path / "other")
-    data = bytearray((other / "model.safetensors").read_bytes())
-    data[-1] ^= 1
-    (other / "model.safetensors").write_bytes(data)
-    done = rankloom(*check, other, *flags)
-    assert done.code == 1 and "does not belong to" in done.out
-    found = rankloom(*check, other, "--json", *flags)
-    assert found.code == 1 and found.json["belongs"] is False
 
 
 def test_doctor(rankloom: Rankloom, monkeypatch: pytest.MonkeyPatch) -> None:

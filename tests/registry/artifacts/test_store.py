@@ -139,10 +139,13 @@ def test_bfloat16_weights_are_finite_too(
 ) -> None:
     source = adapter_folder()
     weights = source / "adapter_model.safetensors"
-    write_safetensors(weights, {"a": ("BF16", np.array([0x3F80, 0x7F80], np.uint16))})
+    halves = {"q.lora_A.weight": (2, 1), "q.lora_B.weight": (1, 2)}
+    infinite = np.array([0x3F80, 0x7F80], np.uint16)
+    write_safetensors(weights, {name: ("BF16", infinite.reshape(shape)) for name, shape in halves.items()})
     with pytest.raises(ArtifactError, match="NaN or Inf"):
         store.add(source)
-    write_safetensors(weights, {"a": ("I64", np.array([1]))})
+    whole = np.array([1, 2])
+    write_safetensors(weights, {name: ("I64", whole.reshape(shape)) for name, shape in halves.items()})
     with pytest.raises(ArtifactError, match="I64"):
         store.add(source)
     write_safetensors(weights, {})

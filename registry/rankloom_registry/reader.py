@@ -1,0 +1,244 @@
+"""What can be read from a registry, wherever the rows come from: the file itself, or a snapshot of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+from rankloom_registry.database import STATEMENT_ERRORS, fetch, first_line
+from rankloom_registry.errors import AdapterNotFoundError, BaseNotFoundError, QueryError, SearchNotFoundError
+from rankloom_registry.lineage import Lineage
+from rankloom_registry.query import check_limit, select_adapters
+from rankloom_registry.records import (
+    Adapter,
+    AliasMove,
+    AliasRecord,
+    BaseRecord,
+    EvaluationRecord,
+    EventRecord,
+    PromotionRecord,
+    SearchRecord,
+    StepMetrics,
+    TrialRecord,
+)
+from rankloom_registry.references import choose
+from rankloom_registry.views import trials_of
+
+_Record = TypeVar("_Record")
+_ADAPTER_COLUMNS = tuple(field.name for field in fields(Adapter))
+
+
+class Reader(ABC):
+    """The questions that a registry answers.
+
+    Attributes:
+        path: The resolved path of the registry's file.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Give a connection whose default database holds the registry's views, for one question."""
+
+    def searches(self) -> list[SearchRecord]:
+        """All searches, newest first."""
+        return self._read(SearchRecord, "FROM searches ORDER BY created_at DESC, search_id")
+
+    def search(self, ref: str) -> SearchRecord:
+        """The search that a reference means.
+
+        Args:
+            ref: Its id, a prefix of the id that only it has, or its name if only it has that.
+
+        Raises:
+            SearchNotFoundError: If it means none, or several.
+        """
+        found = self._read(
+            SearchRecord, "FROM searches WHERE search_id = ? OR starts_with(search_id, ?) OR name = ?", [ref, ref, ref]
+        )
+        return choose(
+            ref,
+            found,
+            what="search",
+            identity=lambda search: (search.search_id, search.name),
+            known=lambda: [(search.search_id, search.name) for search in self.searches()],
+            error=SearchNotFoundError,
+        )
+
+    def trials(self, search: str) -> list[TrialRecord]:
+        """The trials of a search, by number.
+
+        Args:
+            search: A reference as for `search`.
+
+        Raises:
+            SearchNotFoundError: If the reference means no search, or several.
+        """
+        search_id = self.search(search).search_id
+        mine = trials_of("(FROM store.trials WHERE search_id = ?)")
+        return self._read(TrialRecord, f"FROM ({mine}) ORDER BY number, trial_id", [search_id])
+
+    def step_metrics(self, trial_id: str) -> list[StepMetrics]:
+        """What a trial reported, by step; nothing for a trial that is not recorded."""
+        return self._read(StepMetrics, "FROM step_metrics WHERE trial_id = ? ORDER BY step", [trial_id])
+
+    def adapters(
+        self,
+        where: str | None = None,
+        order_by: str | None = None,
+        limit: int | None = None,
+        *,
+        tag: str | None = None,
+    ) -> list[Adapter]:
+        """The adapters that pass a filter, newest first unless ordered otherwise.
+
+        Args:
+            where: Such as `eval_loss < 2 and r <= 16`, over the columns of the view `adapters`.
+            order_by: Such as `eval_loss, created_at desc`; rows without a value come last.
+            limit: The most adapters to return; None for all.
+            tag: Only those that have this tag.
+
+        Raises:
+            QueryError: If the filter or ordering holds anything but columns, literals and comparisons.
+        """
+        query, parameters = select_adapters(where, order_by, limit, tag, _ADAPTER_COLUMNS)
+        try:
+            return self._read(Adapter, query, parameters)
+        except STATEMENT_ERRORS as error:
+            reason = first_line(error)
+            raise QueryError(
+                f"the filter {where!r} fails: {reason}; compare a column with values of its type"
+            ) from error
+
+    def adapter(self, ref: str) -> Adapter:
+        """The adapter that a reference means.
+
+        Args:
+            ref: Its id, 4 or more characters with which only its id begins, its name if only it has that, or
+                `name@alias`.
+
+        Raises:
+            AdapterNotFoundError: If it means none, or several.
+        """
+        name, at, alias = ref.partition("@")
+        if at:
+            found = self._read(
+                Adapter,
+                "FROM adapters WHERE adapter_id = (SELECT adapter_id FROM aliases WHERE name = ? AND alias = ?)",
+                [name, alias],
+            )
+        else:
+            prefix = ref if len(ref) >= 4 else None
+            found = self._read(
+                Adapter,
+                "FROM adapters WHERE adapter_id = ? OR starts_with(adapter_id, ?) OR name = ?",
+                [ref, prefix, ref],
+            )
+        return choose(
+            ref,
+            found,
+            what="adapter",
+            identity=lambda adapter: (adapter.adapter_id, adapter.name),
+            known=lambda: (
+                [(adapter.adapter_id, adapter.name) for adapter in self.adapters()]
+                + [(f"{alias.name}@{alias.alias}", alias.name) for alias in self.aliases()]
+            ),
+            error=AdapterNotFoundError,
+        )
+
+    def base(self, content_root: str) -> BaseRecord:
+        """The base model with this content.
+
+        Args:
+            content_root: As `fingerprint_base` returns it.
+
+        Raises:
+            BaseNotFoundError: If none is recorded.
+        """
+        found = self._read(BaseRecord, "FROM bases WHERE content_root = ?", [content_root])
+        if not found:
+            raise BaseNotFoundError(f"no base model with the content root {content_root!r} is recorded; see bases()")
+        return found[0]
+
+    def bases(self) -> list[BaseRecord]:
+        """All base models, newest first."""
+        return self._read(BaseRecord, "FROM bases ORDER BY created_at DESC, content_root")
+
+    def base_leaves(self, content_root: str) -> dict[str, str]:
+        """The hash of each tensor of a base model, by name; nothing if it was recorded without them."""
+        query = "SELECT name, leaf FROM base_tensors WHERE content_root = ? ORDER BY name"
+        with self._reading() as connection:
+            return {row["name"]: row["leaf"] for row in fetch(connection, query, [content_root])}
+
+    def evaluations(self, adapter_id: str) -> list[EvaluationRecord]:
+        """The measurements of an adapter, newest first."""
+        query = "FROM evaluations WHERE adapter_id = ? ORDER BY created_at DESC, evaluation_id"
+        return self._read(EvaluationRecord, query, [adapter_id])
+
+    def promotions(self, adapter_id: str | None = None) -> list[PromotionRecord]:
+        """The promotions of an adapter, or of all, newest first."""
+        query = "FROM promotions WHERE adapter_id = coalesce(?, adapter_id) ORDER BY created_at DESC, promotion_id"
+        return self._read(PromotionRecord, query, [adapter_id])
+
+    def aliases(self, name: str | None = None) -> list[AliasRecord]:
+        """The aliases of a name, or all, newest first."""
+        query = "FROM aliases WHERE name = coalesce(?, name) ORDER BY created_at DESC, name, alias"
+        return self._read(AliasRecord, query, [name])
+
+    def alias_history(self, name: str, alias: str | None = None) -> list[AliasMove]:
+        """The moves of an alias of a name, or of all its aliases, last first."""
+        query = "FROM alias_moves WHERE name = ? AND alias = coalesce(?, alias) ORDER BY sequence DESC"
+        return self._read(AliasMove, query, [name, alias])
+
+    def lineage(self, ref: str) -> Lineage:
+        """Where an adapter came from, and what became of it.
+
+        Args:
+            ref: A reference as for `adapter`.
+
+        Raises:
+            AdapterNotFoundError: If it means none, or several.
+        """
+        adapter = self.adapter(ref)
+        id_, trial_id, search_id = adapter.adapter_id, adapter.trial_id, adapter.search_id
+        moves = "FROM alias_moves WHERE ? IN (adapter_id, previous) ORDER BY sequence DESC"
+        return Lineage(
+            adapter=adapter,
+            base=self.base(adapter.base_content_root),
+            search=None if search_id is None else self.search(search_id),
+            trial=next(iter(self._read(TrialRecord, "FROM trials WHERE trial_id = ?", [trial_id])), None),
+            evaluations=self.evaluations(id_),
+            promotions=self.promotions(id_),
+            alias_moves=self._read(AliasMove, moves, [id_]),
+            events=self.events(id_),
+        )
+
+    def events(self, subject: str | None = None, limit: int = 200) -> list[EventRecord]:
+        """What was recorded, last first.
+
+        Args:
+            subject: The id of a search, a trial, an adapter or a base; None for all.
+            limit: The most events to return.
+        """
+        check_limit(limit)
+        query = "FROM events WHERE subject = coalesce(?, subject) ORDER BY sequence DESC"
+        return self._read(EventRecord, query, [subject], limit)
+
+    def _read(
+        self, record: type[_Record], query: str, parameters: Sequence[Any] = (), limit: int | None = None
+    ) -> list[_Record]:
+        names = ", ".join(f'"{field.name}"' for field in fields(record))  # type: ignore[arg-type]
+        with self._reading() as connection:
+            rows = fetch(connection, f"SELECT {names} {query}", parameters, limit)
+        if record is Adapter:
+            for row in rows:
+                row["aliases"], row["tags"] = tuple(row["aliases"]), tuple(row["tags"])
+                row["artifact_path"] = row["artifact_path"] and self.path.parent / row["artifact_path"]
+        return [record(**row) for row in rows]
