@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from rankloom_registry.artifacts.keys import PREFIX, Lora, parse_key
 from rankloom_registry.errors import ArtifactError
 from rankloom_registry.safetensors import SafetensorsHeader, float32_blocks, read_safetensors_header
+from rankloom_registry.touched import read_config
 
 Matrix = npt.NDArray[np.float64]
 
@@ -58,7 +58,7 @@ class LoraAdapter:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._path = Path(folder) / "adapter_model.safetensors"
-        self.config = _read_config(Path(folder) / "adapter_config.json")
+        self.config = read_config(Path(folder) / "adapter_config.json")
         try:
             self._header: SafetensorsHeader = read_safetensors_header(self._path)
         except OSError as error:
@@ -120,18 +120,6 @@ class LoraAdapter:
             return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
         except (TypeError, ValueError):
             raise ArtifactError(f"lora_alpha is a number, got {alpha!r} in the configuration of {self._path}") from None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}; give an adapter's folder") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON: {error}; save the adapter again") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path} holds no JSON object; save the adapter again")
-    return config
 
 
 def _pattern_value(patterns: Any, module: str, default: Any) -> Any:

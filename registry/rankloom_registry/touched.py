@@ -35,7 +35,7 @@ def touched_tensors(adapter: str | os.PathLike[str], names: Collection[str]) -> 
         ArtifactError: If the adapter is malformed, or one of its tensors has no place among the names.
     """
     folder = Path(adapter)
-    config = _read_config(folder / "adapter_config.json")
+    config = read_config(folder / "adapter_config.json")
     if config.get("layer_replication"):
         raise ArtifactError(f"{folder} repeats layers of its base (layer_replication), which is not supported here")
     try:
@@ -86,7 +86,12 @@ def _places(key: str, names: frozenset[str], parameters: Collection[str]) -> set
     return found
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read an adapter's configuration.
+
+    Raises:
+        ArtifactError: If the file is missing, or holds no JSON object.
+    """
     try:
         config = json.loads(path.read_bytes())
     except OSError as error:

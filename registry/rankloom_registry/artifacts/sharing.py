@@ -161,7 +161,7 @@ class Sharing:
         """The artifacts that borrow from one."""
         return {key.rpartition("/")[2] for key in self._place.listing(f"{LOANS}/{address}")}
 
-    def give_back(self, address: str, parts: Parts | None) -> None:
+    def end_loans(self, address: str, parts: Parts | None) -> None:
         """Forget the loans of an artifact that is gone."""
         pieces = parts.pieces if parts else ()
         self._place.delete({_loan_key(piece.artifact, address) for piece in pieces})

@@ -149,7 +149,7 @@ class ArtifactStore:
             sha256, spare=lambda wanted: wanted > unless_wanted_since or bool(self._sharing.borrowers(sha256))
         )
         if gone:
-            self._sharing.give_back(sha256, parts)
+            self._sharing.end_loans(sha256, parts)
         return gone
 
     def verify(self, sha256: str) -> None:
