@@ -58,7 +58,8 @@ INSERT INTO store.step_metrics BY NAME
 SELECT trial_id, 25 * (1 + step) AS step, eval_loss + 1 / (1 + step) AS eval_loss FROM made, range(4) s(step);
 INSERT INTO store.adapters BY NAME
 SELECT adapter_id, 'sweep-' || search || '-' || (i % 16) AS name,
-    CASE i % 4 WHEN 0 THEN 'discarded' ELSE 'available' END AS status, trial_id, root AS base_content_root, r,
+    CASE i % 4 WHEN 0 THEN 'discarded' ELSE 'available' END AS status, trial_id,
+    'search-' || search AS search_id, i % 16 AS trial_number, root AS base_content_root, r,
     2.0 * r AS lora_alpha, false AS use_rslora, 0.0 AS lora_dropout, learning_rate, 'all-linear' AS target_modules,
     i % 7 AS seed, eval_loss, eval_loss - 0.1 AS train_loss, 100 AS steps, 102400 AS train_tokens,
     2000000000 AS peak_memory_bytes, 60.0 AS wall_s, created_at, sha256(i::VARCHAR) AS artifact_sha256,

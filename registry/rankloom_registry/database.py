@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ STATEMENT_ERRORS = (
     duckdb.PermissionException,
     duckdb.ProgrammingError,
 )
+_MOMENT = "TIMESTAMP WITH TIME ZONE"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -65,18 +66,49 @@ def attach(path: Path, *, write: bool, timeout_s: float) -> Iterator[duckdb.Duck
     # process's commit in between is then lost without an error. So never connect(path), and never a plain ATTACH.
     target = str(path).replace("'", "''")
     mode = "TYPE duckdb" if write else "TYPE duckdb, READ_ONLY"
-    connection = duckdb.connect(":memory:", config=_CONFIG)
+    connection = _instance()
+    fit = False
     try:
-        connection.execute(_SETUP)
         _retry(connection, f"ATTACH '{target}' AS db ({mode})", path, timeout_s)
         connection.execute("USE db")
         yield connection
+        # One that wrote is closed, and one that failed: nothing of them can then still have the file open.
+        fit = not write and _detached(connection)
     except STATEMENT_ERRORS:
         raise
     except duckdb.Error as error:
         raise _translated(error, path, write) from error
     finally:
-        connection.close()
+        if fit:
+            _idle.append(connection)
+        else:
+            connection.close()
+
+
+def _instance() -> duckdb.DuckDBPyConnection:
+    """Give an instance of DuckDB without a file: a new one takes ten times as long as attaching a file to one."""
+    with suppress(IndexError):
+        return _idle.pop()
+    connection = duckdb.connect(":memory:", config=_CONFIG)
+    connection.execute(_SETUP)
+    return connection
+
+
+def _detached(connection: duckdb.DuckDBPyConnection) -> bool:
+    try:
+        connection.execute("USE memory; DETACH db")
+    except duckdb.ConnectionException:  # closed by who made it unfit for others
+        return False
+    return True
+
+
+def _close_idle() -> None:
+    while _idle:
+        _idle.pop().close()
+
+
+_idle: list[duckdb.DuckDBPyConnection] = []
+os.register_at_fork(before=_close_idle)  # a child would have them without their threads, and abort when it ends
 
 
 def _retry(connection: duckdb.DuckDBPyConnection, statement: str, path: Path, timeout_s: float) -> None:
@@ -128,7 +160,7 @@ def fetch(
     # The columns of a projection have distinct names. DuckDB's Python client needs the package pytz to hand out a
     # TIMESTAMPTZ; microseconds since the epoch say the same exactly.
     names = relation.project("*").columns
-    moments = [_quoted(name) for name, kind in zip(names, kinds, strict=True) if kind == "TIMESTAMP WITH TIME ZONE"]
+    moments = [_quoted(name) for name, kind in zip(names, kinds, strict=True) if kind == _MOMENT]
     replaced = ", ".join(f"epoch_us({name}) AS {name}" for name in moments)
     relation = relation.project(f"* REPLACE ({replaced})" if moments else "*")
     if limit is not None:
@@ -136,15 +168,37 @@ def fetch(
     return [dict(zip(names, map(_value, kinds, row), strict=True)) for row in relation.fetchall()]
 
 
+def select(
+    connection: duckdb.DuckDBPyConnection, columns: Mapping[str, bool], query: str, parameters: Sequence[Any] = ()
+) -> Rows:
+    """Run `SELECT columns query` as `fetch` would.
+
+    The database plans it once: what `fetch` has to ask it first, the caller knows.
+
+    Args:
+        connection: An open connection.
+        columns: The names, in order, and whether each is a TIMESTAMPTZ.
+        query: What follows the columns, from FROM on; `?` where a parameter goes.
+        parameters: The values.
+
+    Returns:
+        A dictionary a row: timestamps are aware and in UTC, JSON is parsed.
+    """
+    terms = (f"epoch_us({_quoted(name)})" if moment else _quoted(name) for name, moment in columns.items())
+    answer = connection.execute(f"SELECT {', '.join(terms)} {query}", parameters)
+    kinds = [
+        _MOMENT if moment else str(kind)
+        for moment, (_, kind, *_) in zip(columns.values(), answer.description, strict=True)
+    ]
+    return [dict(zip(columns, map(_value, kinds, row), strict=True)) for row in answer.fetchall()]
+
+
 def _value(kind: str, value: Any) -> Any:
     if value is None:
         return None
-    match kind:
-        case "TIMESTAMP WITH TIME ZONE":
-            return _EPOCH + timedelta(microseconds=value)
-        case "JSON":
-            return json.loads(value)
-    return value
+    if kind == _MOMENT:
+        return _EPOCH + timedelta(microseconds=value)
+    return json.loads(value) if kind == "JSON" else value
 
 
 def _quoted(name: str) -> str:

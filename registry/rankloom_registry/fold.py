@@ -170,14 +170,19 @@ def _(event: TrialEnded, connection: duckdb.DuckDBPyConnection) -> None:
 @fold.register
 def _(event: AdapterAdded, connection: duckdb.DuckDBPyConnection) -> None:
     _require(connection, event, "bases", "content_root", event.base_content_root)
+    origin: dict[str, Any] = {}
     if event.trial_id is not None:
         _require(connection, event, "trials", "trial_id", event.trial_id)
+        query = "SELECT search_id, number FROM store.trials WHERE trial_id = ?"
+        ((search_id, number),) = connection.execute(query, [event.trial_id]).fetchall()
+        origin = {"search_id": search_id, "trial_number": number}
     target = event.params.get("target_modules")
     row = {
         "adapter_id": event.adapter_id,
         "name": event.name,
         "status": event.status,
         "trial_id": event.trial_id,
+        **origin,
         "base_content_root": event.base_content_root,
         **{name: event.params.get(name) for name in _PARAMS},
         "target_modules": target if isinstance(target, str | None) else "+".join(target),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from rankloom_registry.database import STATEMENT_ERRORS, fetch, first_line
+from rankloom_registry.database import STATEMENT_ERRORS, first_line, select
 from rankloom_registry.errors import AdapterNotFoundError, BaseNotFoundError, QueryError, SearchNotFoundError
 from rankloom_registry.lineage import Lineage
 from rankloom_registry.query import check_limit, select_adapters
@@ -175,7 +175,7 @@ class Reader(ABC):
         """The hash of each tensor of a base model, by name; nothing if it was recorded without them."""
         query = "SELECT name, leaf FROM base_tensors WHERE content_root = ? ORDER BY name"
         with self._reading() as connection:
-            return {row["name"]: row["leaf"] for row in fetch(connection, query, [content_root])}
+            return dict(connection.execute(query, [content_root]).fetchall())
 
     def evaluations(self, adapter_id: str) -> list[EvaluationRecord]:
         """The measurements of an adapter, newest first."""
@@ -228,17 +228,19 @@ class Reader(ABC):
             limit: The most events to return.
         """
         check_limit(limit)
-        query = "FROM events WHERE subject = coalesce(?, subject) ORDER BY sequence DESC"
-        return self._read(EventRecord, query, [subject], limit)
+        query = f"FROM events WHERE subject = coalesce(?, subject) ORDER BY sequence DESC LIMIT {limit}"
+        return self._read(EventRecord, query, [subject])
 
-    def _read(
-        self, record: type[_Record], query: str, parameters: Sequence[Any] = (), limit: int | None = None
-    ) -> list[_Record]:
-        names = ", ".join(f'"{field.name}"' for field in fields(record))  # type: ignore[arg-type]
+    def _read(self, record: type[_Record], query: str, parameters: Sequence[Any] = ()) -> list[_Record]:
         with self._reading() as connection:
-            rows = fetch(connection, f"SELECT {names} {query}", parameters, limit)
+            rows = select(connection, _columns(record), query, parameters)
         if record is Adapter:
             for row in rows:
                 row["aliases"], row["tags"] = tuple(row["aliases"]), tuple(row["tags"])
                 row["artifact_path"] = row["artifact_path"] and self.path.parent / row["artifact_path"]
         return [record(**row) for row in rows]
+
+
+def _columns(record: type[Any]) -> dict[str, bool]:
+    """The columns that a record is read from, and which of them are points in time."""
+    return {field.name: "datetime" in str(field.type) for field in fields(record)}

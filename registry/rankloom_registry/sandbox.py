@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import duckdb
@@ -34,7 +34,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, query: str, *, limit: int |
 
     Args:
         connection: A connection to an instance of its own, with the registry attached read-only as its default
-            database; it is good for nothing else afterwards.
+            database; it is closed afterwards, as it is good for nothing else.
         query: One statement: SELECT, FROM, WITH, DESCRIBE or SHOW.
         limit: The most rows to return; None for all.
         timeout_s: How long the query may run, in seconds.
@@ -56,7 +56,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, query: str, *, limit: int |
 
 @contextmanager
 def sandboxed(connection: duckdb.DuckDBPyConnection, query: str, *, timeout_s: float) -> Iterator[None]:
-    """Check a query, and lock the connection down while the body runs it.
+    """Check a query, lock the connection down while the body runs it, and close it.
 
     Args:
         connection: As for `run_query`.
@@ -67,7 +67,7 @@ def sandboxed(connection: duckdb.DuckDBPyConnection, query: str, *, timeout_s: f
         QueryError: If the query is not allowed, or what the body does with it fails or takes too long.
     """
     connection.execute(_LOCKDOWN)
-    with _deadline(connection, timeout_s) as passed:
+    with closing(connection), _deadline(connection, timeout_s) as passed:
         try:
             _check(connection, query)
             yield

@@ -129,7 +129,15 @@ CREATE TABLE store.base_tensors (
     content_root VARCHAR NOT NULL, name VARCHAR NOT NULL, leaf VARCHAR NOT NULL, PRIMARY KEY (content_root, name));
 """
 
-MIGRATIONS: dict[str, str] = {"0001-first": _FIRST, "0002-records": _RECORDS}
+# Which search an adapter came from never changes; from a million trials it would be joined for the sake of 20 adapters.
+_ORIGINS = """
+ALTER TABLE store.adapters ADD COLUMN search_id VARCHAR;
+ALTER TABLE store.adapters ADD COLUMN trial_number INTEGER;
+UPDATE store.adapters a SET search_id = t.search_id, trial_number = t.number
+FROM store.trials t WHERE t.trial_id = a.trial_id;
+"""
+
+MIGRATIONS: dict[str, str] = {"0001-first": _FIRST, "0002-records": _RECORDS, "0003-origins": _ORIGINS}
 
 
 def applied(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:

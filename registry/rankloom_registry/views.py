@@ -8,11 +8,11 @@ from __future__ import annotations
 import duckdb
 
 # The columns of the view `adapters` that come from other tables than `store.adapters`.
-JOINED = frozenset({"search_id", "search_name", "trial_number", "base_identity", "artifact_path", "aliases"})
+JOINED = frozenset({"search_name", "base_identity", "artifact_path", "aliases"})
 
 _ADAPTERS = """
-    SELECT a.adapter_id, a.name, a.status, s.search_id, s.name AS search_name, a.trial_id,
-        t.number AS trial_number, b.identity AS base_identity, a.base_content_root, a.r, a.lora_alpha,
+    SELECT a.adapter_id, a.name, a.status, a.search_id, s.name AS search_name, a.trial_id,
+        a.trial_number, b.identity AS base_identity, a.base_content_root, a.r, a.lora_alpha,
         a.use_rslora, a.lora_dropout, a.learning_rate, a.target_modules, a.seed, a.eval_loss, a.train_loss,
         a.steps, a.train_tokens, a.peak_memory_bytes, a.wall_s, a.effective_rank, a.update_norm, a.created_at,
         -- A registry whose artifacts lie at a URL has no folder to name: Registry.checkout brings one.
@@ -23,8 +23,7 @@ _ADAPTERS = """
         a.artifact_sha256, coalesce(l.aliases, []) AS aliases, a.tags, a.note, a.params
     FROM {rows} a
     LEFT JOIN store.bases b ON b.content_root = a.base_content_root
-    LEFT JOIN store.trials t ON t.trial_id = a.trial_id
-    LEFT JOIN store.searches s ON s.search_id = t.search_id
+    LEFT JOIN store.searches s ON s.search_id = a.search_id
     LEFT JOIN (
         SELECT adapter_id, list(alias ORDER BY alias) AS aliases
         FROM store.aliases WHERE adapter_id IS NOT NULL GROUP BY adapter_id) l ON l.adapter_id = a.adapter_id"""

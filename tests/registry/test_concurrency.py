@@ -142,6 +142,25 @@ with turn(path, write=True, timeout_s=0.2):
     assert process.wait(timeout=60) == 0
 
 
+def test_after_a_read_nothing_holds_the_file_and_a_process_may_fork(
+    searched: Registry, child_environment: dict[str, str]
+) -> None:
+    script = """
+import os, sys
+from rankloom_registry import Registry
+registry = Registry.open(sys.argv[1])
+assert len(registry.searches()) == 1
+opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+assert sys.argv[1] not in opened, opened
+child = os.fork()
+assert len(registry.searches()) == 1
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    process = start(script, searched.path, environment=child_environment)
+    assert process.wait(timeout=60) == 0
+
+
 def test_another_program_that_has_the_file_open_is_named(searched: Registry, child_environment: dict[str, str]) -> None:
     script = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('held', flush=True); time.sleep(60)"
     process = start(script, searched.path, environment=child_environment)
