@@ -34,8 +34,8 @@ from statistics import median
 from typing import Any
 
 from rankloom_registry import BaseFingerprint, BaseSeen, Registry, SearchStarted, TrialReported, TrialStarted
-from rankloom_registry.locking import lock_path
-from rankloom_registry.owner import Owner
+from rankloom_registry.store.locking import lock_path
+from rankloom_registry.store.owner import Owner
 
 Document = dict[str, Any]
 ROOT = "c" * 64

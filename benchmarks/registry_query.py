@@ -25,8 +25,8 @@ from typing import Any
 import duckdb
 
 from rankloom_registry import Registry
-from rankloom_registry.access import attached
 from rankloom_registry.reader import Reader
+from rankloom_registry.store.access import attached
 
 COMMAND = [sys.executable, "-c", "from rankloom.cli import main; main()"]
 # 16 trials a search, 8 bases, ranks 4 to 64; losses without order, every 50th missing, and many of them equal.

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from rankloom.errors import MergeError
 from rankloom.models import leaf_modules
-from rankloom_registry.checkpoint import Checkpoint
-from rankloom_registry.safetensors import TensorSpan
-from rankloom_registry.touched import base_tensor
+from rankloom_registry.formats.checkpoint import Checkpoint
+from rankloom_registry.formats.safetensors import TensorSpan
+from rankloom_registry.weights.touched import base_tensor
 
 T = TypeVar("T")
 

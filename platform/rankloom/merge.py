@@ -23,10 +23,10 @@ import torch
 
 from rankloom.errors import MergeError
 from rankloom.lora_update import DTYPES, LoraUpdate, open_weights, plan_updates, read_lora
-from rankloom_registry.checkpoint import INDEX, Checkpoint, open_checkpoint
 from rankloom_registry.errors import FingerprintError
 from rankloom_registry.files import sync_folder
-from rankloom_registry.safetensors import SafetensorsHeader, raw_blocks
+from rankloom_registry.formats.checkpoint import INDEX, Checkpoint, open_checkpoint
+from rankloom_registry.formats.safetensors import SafetensorsHeader, raw_blocks
 
 # Blocks this small stay in the processor's cache through cast, add, check and hash.
 _BLOCK_BYTES = 2 << 20

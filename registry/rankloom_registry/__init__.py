@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rankloom_registry.artifacts import ArtifactStore, check_against_base, check_folder
+from rankloom_registry.bases.fingerprint import fingerprint_base, read_base, sample_base, tensor_leaves, touched_root
 from rankloom_registry.curation import discard, move_alias, remove_alias
-from rankloom_registry.database import Rows
 from rankloom_registry.errors import (
     AdapterNotFoundError,
     ArtifactError,
@@ -24,8 +24,8 @@ from rankloom_registry.errors import (
     SearchNotFoundError,
     SignatureError,
 )
-from rankloom_registry.event import Event
-from rankloom_registry.events import (
+from rankloom_registry.events.event import Event
+from rankloom_registry.events.kinds import (
     AdapterAdded,
     AdapterAnnotated,
     AdapterDiscarded,
@@ -40,7 +40,7 @@ from rankloom_registry.events import (
     TrialReported,
     TrialStarted,
 )
-from rankloom_registry.fingerprint import fingerprint_base, read_base, sample_base, tensor_leaves, touched_root
+from rankloom_registry.formats.safetensors import SafetensorsHeader, TensorSpan, read_safetensors_header
 from rankloom_registry.imports import Imported, import_adapter
 from rankloom_registry.lineage import Lineage
 from rankloom_registry.names import validate_name
@@ -57,12 +57,12 @@ from rankloom_registry.records import (
     StepMetrics,
     TrialRecord,
 )
-from rankloom_registry.recovery import RebuildReport
 from rankloom_registry.registry import Registry
-from rankloom_registry.safetensors import SafetensorsHeader, TensorSpan, read_safetensors_header
-from rankloom_registry.similarity import ModuleSimilarity, Similarity, compare_weights
-from rankloom_registry.touched import touched_tensors
-from rankloom_registry.weights import AdapterWeights, ModuleWeights, read_weights
+from rankloom_registry.store.database import Rows
+from rankloom_registry.store.recovery import RebuildReport
+from rankloom_registry.weights.measures import AdapterWeights, ModuleWeights, read_weights
+from rankloom_registry.weights.similarity import ModuleSimilarity, Similarity, compare_weights
+from rankloom_registry.weights.touched import touched_tensors
 
 __all__ = [
     "Adapter",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankloom_registry.errors import EventError
-from rankloom_registry.events import AdapterDiscarded, AliasMoved
+from rankloom_registry.events.kinds import AdapterDiscarded, AliasMoved
 from rankloom_registry.names import validate_name
 from rankloom_registry.records import Adapter, AliasMove
 from rankloom_registry.registry import Registry

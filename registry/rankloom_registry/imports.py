@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankloom_registry.artifacts import check_against_base, check_folder
-from rankloom_registry.checkpoint import open_checkpoint
-from rankloom_registry.events import AdapterAdded, BaseSeen
-from rankloom_registry.fingerprint import read_base
-from rankloom_registry.lora import LoraAdapter
+from rankloom_registry.bases.fingerprint import read_base
+from rankloom_registry.events.kinds import AdapterAdded, BaseSeen
+from rankloom_registry.formats.checkpoint import open_checkpoint
 from rankloom_registry.names import validate_name
 from rankloom_registry.records import Adapter
 from rankloom_registry.registry import Registry
-from rankloom_registry.weights import read_weights
+from rankloom_registry.weights.lora import LoraAdapter
+from rankloom_registry.weights.measures import read_weights
 
 
 class Imported(NamedTuple):

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from rankloom_registry.database import STATEMENT_ERRORS, first_line, select
 from rankloom_registry.errors import AdapterNotFoundError, BaseNotFoundError, QueryError, SearchNotFoundError
 from rankloom_registry.lineage import Lineage
-from rankloom_registry.query import check_limit, select_adapters
+from rankloom_registry.query.filters import check_limit, select_adapters
 from rankloom_registry.records import (
     Adapter,
     AliasMove,
@@ -28,7 +27,8 @@ from rankloom_registry.records import (
     TrialRecord,
 )
 from rankloom_registry.references import choose
-from rankloom_registry.views import trials_of
+from rankloom_registry.store.database import STATEMENT_ERRORS, first_line, select
+from rankloom_registry.store.views import trials_of
 
 _Record = TypeVar("_Record")
 _ADAPTER_COLUMNS = tuple(field.name for field in fields(Adapter))

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Self
 
 import duckdb
 
-from rankloom_registry import access, frames
 from rankloom_registry.artifacts import ArtifactStore
-from rankloom_registry.database import Rows
 from rankloom_registry.errors import ArtifactError
-from rankloom_registry.event import Event
-from rankloom_registry.opening import open_file
+from rankloom_registry.events.event import Event
+from rankloom_registry.query import frames
+from rankloom_registry.query.sandbox import run_query
 from rankloom_registry.reader import Reader
 from rankloom_registry.records import Adapter
-from rankloom_registry.recovery import RebuildReport, rebuild
-from rankloom_registry.sandbox import run_query
+from rankloom_registry.store import access
+from rankloom_registry.store.database import Rows
+from rankloom_registry.store.opening import open_file
+from rankloom_registry.store.recovery import RebuildReport, rebuild
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from typing import Any
 
 from rankloom_registry.errors import SignatureError
 from rankloom_registry.files import write_atomically
-from rankloom_registry.frames import require
+from rankloom_registry.query.frames import require
 
 SIGNATURE = "model.sig"
 _REQUIREMENT = "rankloom[signing]"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from rankloom.belongs import TensorChange, check_base, find_base
 from rankloom.errors import ModelError
 from rankloom_registry import AdapterDiscarded, BaseSeen, FingerprintError, Registry, read_safetensors_header
-from rankloom_registry.fingerprint import read_base
+from rankloom_registry.bases.fingerprint import read_base
 
 TOUCHED = "model.layers.1.mlp.up_proj.weight"
 UNTOUCHED = "model.layers.1.input_layernorm.weight"

@@ -29,7 +29,7 @@ from rankloom_registry import (
     TrialStarted,
     validate_name,
 )
-from rankloom_registry.event import EVENTS
+from rankloom_registry.events.event import EVENTS
 
 
 def started(**changes: object) -> SearchStarted:

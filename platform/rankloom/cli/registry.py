@@ -71,7 +71,7 @@ def snapshot(path: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = Fals
 @registry.command("migrate")
 def migrate(path: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = False) -> None:
     """Bring the registry to the schema of this version."""
-    from rankloom_registry.opening import migrate_file
+    from rankloom_registry.store.opening import migrate_file
 
     done = migrate_file(path.expanduser().resolve(), wait_s=60.0)
     if as_json:

@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rankloom_registry import RegistryError
-from rankloom_registry.owner import Owner
+from rankloom_registry.store.owner import Owner
 
 CLOSE_S = 30.0
 RETRY_S = 1.0

@@ -15,8 +15,8 @@ import numpy as np
 from rankloom_registry.artifacts.keys import Lora, matrix_pairs, parse_key
 from rankloom_registry.artifacts.place import CONFIG, WEIGHTS
 from rankloom_registry.errors import ArtifactError, InvalidNameError
+from rankloom_registry.formats.safetensors import SafetensorsHeader, float32_blocks, read_safetensors_header
 from rankloom_registry.names import validate_name
-from rankloom_registry.safetensors import SafetensorsHeader, float32_blocks, read_safetensors_header
 
 FLAGS: dict[str, str] = {
     "modules-to-save": "whole modules or biases that were trained beside the low-rank matrices",

@@ -19,10 +19,10 @@ from rankloom_registry.artifacts.keys import (
     parse_key,
 )
 from rankloom_registry.artifacts.place import WEIGHTS
-from rankloom_registry.checkpoint import Checkpoint
 from rankloom_registry.errors import ArtifactError
-from rankloom_registry.safetensors import TensorSpan, read_safetensors_header
-from rankloom_registry.touched import base_tensor
+from rankloom_registry.formats.checkpoint import Checkpoint
+from rankloom_registry.formats.safetensors import TensorSpan, read_safetensors_header
+from rankloom_registry.weights.touched import base_tensor
 
 # In a base that was quantized before it was saved, a weight is packed: its name tells where it is, its shape nothing.
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
-from rankloom_registry.safetensors import TensorSpan
+from rankloom_registry.formats.safetensors import TensorSpan
 
 PREFIX = "base_model.model."
 EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "word_embeddings"})

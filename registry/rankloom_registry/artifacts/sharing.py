@@ -28,8 +28,8 @@ from rankloom_registry.artifacts.place import (
 )
 from rankloom_registry.errors import ArtifactError
 from rankloom_registry.files import write_atomically
+from rankloom_registry.formats.safetensors import raw_blocks, read_safetensors_header
 from rankloom_registry.names import is_sha256, validate_name
-from rankloom_registry.safetensors import raw_blocks, read_safetensors_header
 
 LEAST_BYTES = 1 << 20  # smaller tensors cost more to look up than to keep
 REST = "adapter_model.rest"

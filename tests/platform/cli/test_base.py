@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rankloom_registry import BaseSeen, Registry
-from rankloom_registry.fingerprint import read_base
+from rankloom_registry.bases.fingerprint import read_base
 
 Rankloom = Callable[..., Any]
 

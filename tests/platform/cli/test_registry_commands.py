@@ -103,10 +103,10 @@ def test_what_was_recovered_is_a_line_on_stderr(rankloom: Rankloom, world: Any, 
 import os, sys
 from pathlib import Path
 from rankloom_registry import AdapterDiscarded
-from rankloom_registry.database import attach
-from rankloom_registry.journal import Journal
-from rankloom_registry.ledger import commit
-from rankloom_registry.locking import turn
+from rankloom_registry.store.database import attach
+from rankloom_registry.store.journal import Journal
+from rankloom_registry.store.ledger import commit
+from rankloom_registry.store.locking import turn
 path = Path(sys.argv[1])
 with turn(path, write=True, timeout_s=5), attach(path, write=True, timeout_s=5) as connection:
     commit(connection, Journal(path), [[AdapterDiscarded(adapter_id=sys.argv[2], reason="space")]])

@@ -15,7 +15,7 @@ import pytest
 from rankloom.cluster.driver import connected
 from rankloom.cluster.owner import owned
 from rankloom_registry import BaseFingerprint, BaseSeen, Registry
-from rankloom_registry.owner import Owner
+from rankloom_registry.store.owner import Owner
 
 
 @pytest.fixture(scope="module", autouse=True)

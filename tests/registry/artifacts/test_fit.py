@@ -9,7 +9,7 @@ import pytest
 
 from rankloom_registry import ArtifactError, ArtifactStore
 from rankloom_registry.artifacts import FLAGS, check_against_base, check_folder
-from rankloom_registry.checkpoint import Checkpoint, open_checkpoint
+from rankloom_registry.formats.checkpoint import Checkpoint, open_checkpoint
 
 Make = Callable[..., Path]
 P = "base_model.model."

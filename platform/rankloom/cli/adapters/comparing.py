@@ -109,7 +109,7 @@ def _read(
 def _base_path(registry: Registry, adapters: Sequence[Adapter], base: str) -> Path:
     """Find the base, and say so if it cannot be the adapters'; samples will do, where only figures are at stake."""
     from rankloom.belongs import find_base
-    from rankloom_registry.fingerprint import sample_base
+    from rankloom_registry.bases.fingerprint import sample_base
 
     path = find_base(base).path
     sampled = sample_base(path)

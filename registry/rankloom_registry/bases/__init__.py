@@ -1,0 +1,1 @@
+"""Which base model is it? Known by its content."""

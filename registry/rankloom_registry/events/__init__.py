@@ -1,0 +1,1 @@
+"""What happens to a registry, and how its tables follow from that."""

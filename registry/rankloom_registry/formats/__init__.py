@@ -1,0 +1,1 @@
+"""The files that weights come in, read without torch."""

@@ -1,0 +1,1 @@
+"""What a user asks in words of their own, and how little that can do."""
