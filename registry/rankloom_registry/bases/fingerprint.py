@@ -38,9 +38,10 @@ def read_base(
     r"""Read a base model's weights and say what they are, as a whole and tensor by tensor.
 
     The content root is the SHA-256 over the sorted `name \0 leaf` of its tensors, a leaf being the BLAKE3 of dtype,
-    shape and bytes. BF16, F16 and F32 are hashed as the float32 that holds their values exactly, so that the same
-    weights in other shards, in another order or upcast without loss have the same root. A quantized tensor is its own
-    content: it does not equal the tensor that it was made from, nor the one that it is dequantized to.
+    shape and bytes. BF16, F16 and F32 are hashed as BF16 where that holds every value of the tensor exactly, otherwise
+    as F32, so that the same weights in other shards, in another order or upcast without loss have the same root. A
+    quantized tensor is its own content: it does not equal the tensor that it was made from, nor the one that it is
+    dequantized to.
 
     Args:
         path: A folder with `model.safetensors` or a sharded `model.safetensors.index.json`, or one .safetensors or

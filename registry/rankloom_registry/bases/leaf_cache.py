@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rankloom_registry.files import write_atomically
 
-_VERSION = "1"  # raise it when a leaf is computed in another way
+_VERSION = "2"  # raise it when a leaf is computed in another way
 _MAX_FILES = 512
 # A file that changed a moment ago can change again within the same tick of the file system's clock.
 SETTLED_NS = 2_000_000_000

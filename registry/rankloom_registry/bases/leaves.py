@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -18,14 +19,15 @@ BLOCK_BYTES = 1 << 20
 SAMPLES = 16
 SAMPLE_BYTES = 4096
 
-_SAME_VALUES = frozenset({"F32", "BF16", "F16"})
-_HALVES = frozenset({"BF16", "F16"})
-
 Bytes = npt.NDArray[np.uint8]
+Form = Callable[[Bytes, Bytes], Bytes | None]
 
 
 def hash_tensor(path: Path, layout: Layout, name: str) -> str:
-    """Hash a tensor's dtype, shape and bytes; BF16 and F16 as the float32 that holds the same values.
+    """Hash a tensor's dtype, shape and bytes, in the smallest of the forms that its values can have.
+
+    BF16, F16 and F32 are hashed as BF16 if that holds every value exactly, otherwise as F32: so a tensor has the same
+    hash whichever of them it is stored as, and the usual one is hashed as it is.
 
     Args:
         path: The file.
@@ -39,17 +41,22 @@ def hash_tensor(path: Path, layout: Layout, name: str) -> str:
         FingerprintError: If the file ends before the tensor does.
     """
     span = layout.tensors[name]
-    size = span.nbytes
-    digest = blake3(_head(span))
-    block = np.empty(min(BLOCK_BYTES, size), np.uint8)
-    wide = np.empty(2 * len(block), np.uint8)
+    block = np.empty(min(BLOCK_BYTES, span.nbytes), np.uint8)
+    room = np.empty(2 * len(block), np.uint8)
     with path.open("rb", buffering=0) as file:
-        file.seek(layout.data_start + span.start)
-        for start in range(0, size, BLOCK_BYTES):
-            part = block[: min(BLOCK_BYTES, size - start)]
-            _fill(file, part)
-            digest.update(_widened(part, span.dtype, wide).data)
-    return digest.hexdigest()
+        for dtype, form in _FORMS.get(span.dtype, {span.dtype: _as_it_is}).items():
+            digest = blake3(_head(dtype, span))
+            file.seek(layout.data_start + span.start)
+            for start in range(0, span.nbytes, BLOCK_BYTES):
+                part = block[: min(BLOCK_BYTES, span.nbytes - start)]
+                _fill(file, part)
+                formed = form(part, room)
+                if formed is None:  # most often seen in the first block
+                    break
+                digest.update(formed.data)
+            else:
+                return digest.hexdigest()
+    raise AssertionError(f"the last form of {span.dtype} holds everything")
 
 
 def sample_tensor(file: BinaryIO, layout: Layout, name: str) -> str:
@@ -67,7 +74,7 @@ def sample_tensor(file: BinaryIO, layout: Layout, name: str) -> str:
         FingerprintError: If the file ends before the tensor does.
     """
     span = layout.tensors[name]
-    scale = 2 if span.dtype in _HALVES else 1
+    scale = 2 if span.dtype in ("BF16", "F16") else 1
     size = scale * span.nbytes
     length, starts = SAMPLE_BYTES, [(size - SAMPLE_BYTES) * i // (SAMPLES - 1) // 8 * 8 for i in range(SAMPLES)]
     if size <= SAMPLES * SAMPLE_BYTES:
@@ -76,12 +83,12 @@ def sample_tensor(file: BinaryIO, layout: Layout, name: str) -> str:
     for piece, start in zip(pieces, starts, strict=True):
         file.seek(layout.data_start + span.start + start // scale)
         _fill(file, piece)
-    wide = np.empty(scale * pieces.size, np.uint8)
-    return blake3(_head(span)).update(_widened(pieces.reshape(-1), span.dtype, wide).data).hexdigest()
+    room = np.empty(scale * pieces.size, np.uint8)
+    dtype, form = _FLOAT32.get(span.dtype, (span.dtype, _as_it_is))
+    return blake3(_head(dtype, span)).update(form(pieces.reshape(-1), room).data).hexdigest()
 
 
-def _head(span: TensorSpan) -> bytes:
-    dtype = "F32" if span.dtype in _SAME_VALUES else span.dtype
+def _head(dtype: str, span: TensorSpan) -> bytes:
     return f"{dtype}|{','.join(map(str, span.shape))}|".encode()
 
 
@@ -96,20 +103,49 @@ def _fill(file: BinaryIO, part: Bytes) -> None:
         filled += got
 
 
-def _widened(part: Bytes, dtype: str, wide: Bytes) -> Bytes:
-    """The bytes as float32, in `wide`, if they are of half its size; otherwise the bytes."""
-    if dtype not in _HALVES:
-        return part
-    halves, room = part.view("<u2"), wide[: 2 * len(part)]
-    if dtype == "F16":
-        # Faster than NumPy's own conversion, with which the table was made.
-        np.take(_float32_of_float16(), halves, out=room.view("<f4"), mode="clip")
-    else:  # the upper half of a float32; in two steps NumPy takes the vector unit for both
-        np.copyto(room.view("<u4"), halves)
-        np.left_shift(room.view("<u4"), 16, out=room.view("<u4"))
-    return room
+def _as_it_is(part: Bytes, room: Bytes) -> Bytes:
+    return part
+
+
+def _bfloat16_as_float32(part: Bytes, room: Bytes) -> Bytes:
+    wide = room[: 2 * len(part)]
+    # The upper half of a float32; in two steps NumPy takes the vector unit for both.
+    np.copyto(wide.view("<u4"), part.view("<u2"))
+    np.left_shift(wide.view("<u4"), 16, out=wide.view("<u4"))
+    return wide
+
+
+def _float16_as_float32(part: Bytes, room: Bytes) -> Bytes:
+    wide = room[: 2 * len(part)]
+    # Faster than NumPy's own conversion, with which the table was made.
+    np.take(_float32_of_float16(), part.view("<u2"), out=wide.view("<f4"), mode="clip")
+    return wide
+
+
+def _float32_as_bfloat16(part: Bytes, room: Bytes) -> Bytes | None:
+    if np.bitwise_or.reduce(part.view("<u4")) & 0xFFFF:
+        return None
+    narrow = room[: len(part) // 2]
+    np.copyto(narrow.view("<u2"), part.view("<u2")[1::2])
+    return narrow
+
+
+def _float16_as_bfloat16(part: Bytes, room: Bytes) -> Bytes | None:
+    return _float32_as_bfloat16(_float16_as_float32(part, room), room)
 
 
 @cache
 def _float32_of_float16() -> npt.NDArray[np.float32]:
     return np.arange(1 << 16, dtype="<u2").view("<f2").astype("<f4")
+
+
+# Each form of a dtype and how bytes are brought into it, None if it cannot hold them; the last one always can.
+_FORMS: dict[str, dict[str, Form]] = {
+    "BF16": {"BF16": _as_it_is},
+    "F16": {"BF16": _float16_as_bfloat16, "F32": _float16_as_float32},
+    "F32": {"BF16": _float32_as_bfloat16, "F32": _as_it_is},
+}
+_FLOAT32: dict[str, tuple[str, Callable[[Bytes, Bytes], Bytes]]] = {
+    "BF16": ("F32", _bfloat16_as_float32),
+    "F16": ("F32", _float16_as_float32),
+}

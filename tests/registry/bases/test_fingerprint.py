@@ -13,11 +13,10 @@ from rankloom_registry import (
     BaseFingerprint,
     FingerprintError,
     fingerprint_base,
-    leaf_cache,
-    leaves,
     read_safetensors_header,
     tensor_leaves,
 )
+from rankloom_registry.bases import leaf_cache, leaves
 from rankloom_registry.bases.fingerprint import read_base, root_of, sample_base, touched_root
 
 Write = Callable[..., Path]
@@ -75,7 +74,7 @@ def bits(count: int, kind: type[np.unsignedinteger[Any]] | type[np.int64]) -> np
 
 
 def test_what_was_recorded_once_is_found_again(model: Callable[..., Path]) -> None:
-    # As the first version recorded it. These hashes never change: registries hold them.
+    # As version 0.1.0 records it. These hashes never change: registries hold them.
     weights: Weights = {
         "model.embed_tokens.weight": ("BF16", bits(700_001, np.uint16)),
         "model.layers.0.q.weight": ("F32", bits(600_000, np.uint32).reshape(600, 1000)),
@@ -121,6 +120,19 @@ def test_float16_is_upcast_without_loss(model: Callable[..., Path]) -> None:
     stored = fingerprint_base(model({"w": ("F16", array)}))
     assert stored.content_root == fingerprint_base(model({"w": ("F32", array.astype(np.float32))})).content_root
     assert stored.dtype == "float16"
+
+
+@pytest.mark.parametrize("finer", [False, True])
+def test_values_that_need_float32_are_found_wherever_they_are(model: Callable[..., Path], finer: bool) -> None:
+    values = np.tile(np.float16([1.0, -2.5, 0.0, -0.0]), leaves.BLOCK_BYTES)  # several blocks of each format
+    if finer:
+        values[-1] = 1 + 2**-10  # 11 bits, of which bfloat16 holds 8
+    wide = values.astype(np.float32)
+    stored: list[Weights] = [{"w": ("F16", values)}, {"w": ("F32", wide)}]
+    roots = {fingerprint_base(model(weights)).content_root for weights in stored}
+    assert len(roots) == 1
+    short = {"w": ("BF16", (wide.view(np.uint32) >> 16).astype(np.uint16))}
+    assert (fingerprint_base(model(short)).content_root in roots) is not finer
 
 
 def test_float32_that_bfloat16_cannot_hold_is_another_model(model: Callable[..., Path]) -> None:
