@@ -21,7 +21,7 @@ from rankloom_spaces import SearchSpace, load_space, resolve_target_modules
 from rankloom_spaces.space import DEFAULTS
 
 if TYPE_CHECKING:
-    from rankloom.cluster.driver import Job
+    from rankloom.cluster.job import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Prepared:
 
     def job(self, run: Run, config: SearchConfig, **more: Any) -> Job:
         """Return what the driver needs."""
-        from rankloom.cluster.driver import Job
+        from rankloom.cluster.job import Job
 
         space = self.space.distributions() if isinstance(self.space, SearchSpace) else self.space
         return Job(

@@ -23,7 +23,7 @@ from rankloom_registry import BaseSeen, Registry, SearchEnded, SearchResumed, Se
 from rankloom_spaces import SearchSpace
 
 if TYPE_CHECKING:
-    from rankloom.cluster.driver import Job
+    from rankloom.cluster.job import Job
 
 
 class Search:
