@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,34 @@ CHAT_TEMPLATE = (
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def make_keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
+    """Makes a private and a public key of their own, to sign with."""
+    pytest.importorskip("model_signing", reason="the extra 'signing' is not installed")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    def make(kind: str = "P-256", password: str | None = None) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("keys")
+        curves = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
+        private = rsa.generate_private_key(65537, 2048) if kind == "RSA" else ec.generate_private_key(curves[kind])
+        locked = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
+        pem = serialization.Encoding.PEM
+        form = serialization.PrivateFormat.PKCS8
+        (folder / "key.pem").write_bytes(private.private_bytes(pem, form, locked))
+        public = private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+        (folder / "key.pub").write_bytes(public)
+        return folder / "key.pem", folder / "key.pub"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def keys(make_keys: Callable[..., tuple[Path, Path]]) -> tuple[Path, Path]:
+    """A private and a public key."""
+    return make_keys()
 
 
 def sentences(count: int) -> list[dict[str, str]]:

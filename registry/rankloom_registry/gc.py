@@ -26,7 +26,7 @@ class GarbageReport:
 
     Attributes:
         removed: Addresses of artifacts that nothing referred to.
-        leftovers: Folders of work that did not end, and checkouts that nobody used lately.
+        leftovers: Folders of work that did not end, checkouts that nobody used lately, and signatures of no artifact.
         entries: Number of entries about shared tensors that led to nothing.
         bytes: Size of all of it, in bytes.
         kept: Number of artifacts that something refers to.
@@ -46,6 +46,8 @@ class GarbageReport:
 def gc(registry: Registry, *, grace: timedelta = GRACE, dry_run: bool = False) -> GarbageReport:
     """Remove the files that no available adapter and no alias refers to, itself or through a tensor that it borrows.
 
+    A signature goes with the artifact that it is of.
+
     Args:
         registry: The registry, the only one that keeps its artifacts there.
         grace: What was written or used since is left alone: a search adds an adapter's files before it records them.
@@ -64,6 +66,7 @@ def gc(registry: Registry, *, grace: timedelta = GRACE, dry_run: bool = False) -
     before = time.time() - grace.total_seconds()
     # What there is comes before what is recorded: an adapter that is added meanwhile is then in the second only.
     artifacts = _by_address(store.place.listing(ARTIFACTS))
+    signatures = registry.signatures.files()
     loans = {loan(key): (key, stored) for key, stored in store.place.listing(LOANS).items()}
     used = _in_use(registry)
     young = {address for address, stored in artifacts.items() if stored.modified > before}
@@ -74,6 +77,8 @@ def gc(registry: Registry, *, grace: timedelta = GRACE, dry_run: bool = False) -
     entries = _old(dict(open_loans.values()) | _dangling(store.place, artifacts.keys() & live), before)
     folders = _old(store.place.leftovers() | store.cache.leftovers(), before)
     checkouts = _old(_by_address(store.cache.listing(ARTIFACTS)), before)
+    known = artifacts.keys() | used
+    strays = _old({path: stored for path, stored in signatures.items() if path.stem not in known}, before)
     removed = artifacts.keys() - live
     if not dry_run:
         store.place.delete(entries)
@@ -82,15 +87,21 @@ def gc(registry: Registry, *, grace: timedelta = GRACE, dry_run: bool = False) -
             store.cache.withdraw(address, spare=lambda wanted: wanted > before)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)  # whoever works there may end at this moment
+    signed = {path: stored for path, stored in signatures.items() if path.stem in removed}
+    if not dry_run:
+        for path in (*signed, *strays):
+            path.unlink(missing_ok=True)
     gone = [
         *(artifacts[address] for address in removed),
         *entries.values(),
         *folders.values(),
         *checkouts.values(),
+        *signed.values(),
+        *strays.values(),
     ]
     return GarbageReport(
         removed=tuple(sorted(removed)),
-        leftovers=tuple(sorted(map(str, [*folders, *map(store.cache.folder, checkouts)]))),
+        leftovers=tuple(sorted(map(str, [*folders, *map(store.cache.folder, checkouts), *strays]))),
         entries=len(entries),
         bytes=sum(stored.size for stored in gone),
         kept=len(artifacts.keys() & used),

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Self
 import duckdb
 
 from rankloom_registry.artifacts import ArtifactStore
-from rankloom_registry.errors import ArtifactError
+from rankloom_registry.errors import ArtifactError, SignatureError
 from rankloom_registry.events.event import Event
 from rankloom_registry.query import frames
 from rankloom_registry.query.sandbox import run_query
 from rankloom_registry.reader import Reader
 from rankloom_registry.records import Adapter
+from rankloom_registry.signatures import Signatures
+from rankloom_registry.signing import Signer, Verifier
 from rankloom_registry.store import access
 from rankloom_registry.store.database import Rows
 from rankloom_registry.store.opening import open_file
@@ -34,11 +36,16 @@ class Registry(Reader):
     Attributes:
         path: The resolved path of the file.
         artifacts: The adapters' files.
+        signatures: Their signatures.
     """
 
-    def __init__(self, path: Path, artifacts: Path | str, *, wait_s: float = 60.0) -> None:
+    def __init__(
+        self, path: Path, artifacts: Path | str, *, wait_s: float = 60.0, verifier: Verifier | None = None
+    ) -> None:
         self.path = path
         self.artifacts = ArtifactStore(artifacts)
+        self.signatures = Signatures(path)
+        self._verifier = verifier
         self._wait_s = wait_s
         self._last = 0  # the number of the last event that this object has recorded
 
@@ -50,6 +57,7 @@ class Registry(Reader):
         create: bool = False,
         wait_s: float = 60.0,
         artifacts: str | None = None,
+        verifier: Verifier | None = None,
     ) -> Self:
         """Open the registry at a path.
 
@@ -59,6 +67,8 @@ class Registry(Reader):
             wait_s: The longest wait for other programs that use it, in seconds; of this and of every later call.
             artifacts: Where a registry that is made here keeps the adapters' files: a URL that fsspec can reach, such
                 as `s3://bucket/prefix`; by default a folder beside it. It is recorded: nobody needs to give it again.
+            verifier: Who must have signed an adapter for `checkout` and `verify` to accept its files, such as
+                `signing.Verifier("key.pub")`; by default nobody.
 
         Returns:
             The registry, also as a context manager; it holds nothing open between calls.
@@ -70,7 +80,7 @@ class Registry(Reader):
             RegistryBusyError: If another program kept it for longer than `wait_s`.
         """
         resolved, place = open_file(path, create=create, wait_s=wait_s, artifacts=artifacts)
-        return cls(resolved, place, wait_s=wait_s)
+        return cls(resolved, place, wait_s=wait_s, verifier=verifier)
 
     def __enter__(self) -> Self:
         return self
@@ -140,8 +150,11 @@ class Registry(Reader):
 
         Raises:
             ArtifactError: If its files are gone or changed; the message names what changed.
+            SignatureError: If the registry was opened with a verifier, and the adapter is not signed as that asks.
         """
         self.artifacts.verify(_address(adapter))
+        if self._verifier is not None:
+            self.checkout(adapter)
 
     def checkout(self, adapter: Adapter) -> Path:
         """Give an adapter's files as a local folder that PEFT can load, each of them verified.
@@ -151,8 +164,34 @@ class Registry(Reader):
 
         Raises:
             ArtifactError: If its files are gone or changed; the message names what changed.
+            SignatureError: If the registry was opened with a verifier, and the adapter is not signed as that asks.
         """
-        return self.artifacts.checkout(_address(adapter))
+        address = _address(adapter)
+        folder = self.artifacts.checkout(address)
+        if self._verifier is not None:
+            try:
+                self._verifier.verify(folder, signature=self.signatures.path(address))
+            except SignatureError as error:
+                raise SignatureError(f"adapter {adapter.adapter_id}: {error}") from error
+        return folder
+
+    def sign(self, adapter: Adapter, signer: Signer) -> Path:
+        """Sign an adapter's files; the signature of whoever signed them before is replaced.
+
+        Args:
+            adapter: As the registry returned it.
+            signer: Who signs.
+
+        Returns:
+            The file of the signature: beside the registry, for the files that `checkout` gives.
+
+        Raises:
+            ArtifactError: If its files are gone or changed; the message names what changed.
+            RegistryWriteError: If the signature cannot be kept there.
+            SignatureError: If they cannot be signed.
+        """
+        address = _address(adapter)
+        return self.signatures.sign(address, self.artifacts.checkout(address), signer)
 
     def snapshot(self) -> Path:
         """Copy the whole registry into its snapshots folder, as it is now.

@@ -21,6 +21,7 @@ from rankloom_registry import (
 )
 from rankloom_registry.artifacts.place import ARTIFACTS, LOANS, TENSORS
 from rankloom_registry.gc import gc
+from rankloom_registry.signing import Signer
 
 Make = Callable[..., Path]
 AT_ONCE = timedelta(0)
@@ -172,3 +173,35 @@ def test_checkouts_that_nobody_uses_go(registry: Registry, base: BaseFingerprint
     report = gc(registry, grace=AT_ONCE)
     assert report.leftovers == (str(checkout),) and not checkout.exists()
     assert registry.artifacts.checkout(address) == checkout and checkout.is_dir()
+
+
+def test_a_signature_goes_with_its_artifact(
+    kept: Registry, base: BaseFingerprint, folder: Make, keys: tuple[Path, Path]
+) -> None:
+    signer = Signer(keys[0])
+    added(kept, folder("used", 1), base)
+    added(kept, folder("discarded", 2), base)
+    used, discarded = (kept.sign(kept.adapter(name), signer) for name in ("used", "discarded"))
+    stray = kept.signatures.path("b" * 64)
+    torn = stray.with_name(f".{stray.name}.1.tmp")
+    for path in (stray, torn):
+        path.write_text("{}")
+    discard(kept, "discarded")
+    assert gc(kept).leftovers == ()  # a day has not passed
+
+    rehearsal = gc(kept, grace=AT_ONCE, dry_run=True)
+    assert all(path.exists() for path in (used, discarded, stray, torn))
+    assert {str(stray), str(torn)} <= set(rehearsal.leftovers) and str(discarded) not in rehearsal.leftovers
+    done = gc(kept, grace=AT_ONCE)
+    assert (done.leftovers, done.bytes) == (rehearsal.leftovers, rehearsal.bytes)
+    assert set(kept.signatures.files()) == {used}
+
+
+def test_a_signature_stays_while_its_adapter_is_recorded(
+    registry: Registry, base: BaseFingerprint, folder: Make, keys: tuple[Path, Path]
+) -> None:
+    registry.record(BaseSeen(base=base))
+    added(registry, folder("used", 1), base)
+    signature = registry.sign(registry.adapter("used"), Signer(keys[0]))
+    Path(registry.artifacts.root).rename(registry.path.parent / "not-mounted")
+    assert gc(registry, grace=AT_ONCE).leftovers == () and signature.exists()
