@@ -26,6 +26,7 @@ from rankloom.merge import merge_adapter
 from rankloom.models import split_identity
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
 from rankloom_registry.files import sync_folder, write_atomically
+from rankloom_registry.signing import Signer
 
 Format = Literal["safetensors", "adapter"]
 MANIFEST = "rankloom.json"
@@ -73,6 +74,7 @@ def promote(
     reason: str = "",
     force: bool = False,
     tolerance: float | None = None,
+    signer: Signer | None = None,
     on_progress: OnProgress | None = None,
 ) -> Promotion:
     """Merge, measure, export and record an adapter.
@@ -89,6 +91,7 @@ def promote(
         force: Let a model out that is worse than the tolerance allows; needs a reason.
         tolerance: How much the merged model's loss may lie above the adapter's, nats a token; by default a twentieth
             of what the adapter gained over its base, but not less than 0.05.
+        signer: Who signs the folder, and the adapter's own files in the registry; by default nobody.
         on_progress: Called with (stage, done, total).
 
     Returns:
@@ -97,7 +100,7 @@ def promote(
     Raises:
         PromotionError: The base is not the adapter's, or the merged model is worse than the tolerance allows.
         MergeError: The adapter cannot be merged into the base.
-        RegistryError: There is no such adapter, or its files are gone or changed.
+        RegistryError: There is no such adapter, its files are gone or changed, or they cannot be signed.
     """
     if force and not reason:
         raise PromotionError("--force needs --reason: say why the check is overridden, it is recorded")
@@ -118,7 +121,12 @@ def promote(
             sha256, checks, refusal = _merge(registry, adapter, files, partial, base, dataset, tolerance, tell)
         refused = refusal is not None and not force
         if not refused:
+            if signer is not None:
+                registry.sign(adapter, signer)
+                checks["signed"] = True
             _write_manifest(partial, registry, adapter, format, sha256, checks)
+            if signer is not None:
+                signer.sign(partial)  # after every other file, as it counts them all
             sync_folder(partial)
             if folder.exists():
                 folder.rmdir()

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from rankloom.errors import PromotionError, RankloomError
 from rankloom.promote import LOST_GAIN, MANIFEST, TOLERANCE, promote
-from rankloom_registry import ArtifactError, InvalidNameError, Registry, RegistryError
+from rankloom_registry import ArtifactError, InvalidNameError, Registry, RegistryError, SignatureError
+from rankloom_registry.signing import Signer, Verifier, verify
 
 
 @pytest.fixture
@@ -212,3 +213,55 @@ def test_an_interrupt_leaves_nothing(world: Any, registry: Registry, tmp_path: P
         promote(registry, world.adapters[0], tmp_path / "merged", alias="champion", on_progress=interrupt)
     assert names(tmp_path) == {"world"}
     assert registry.aliases() == registry.promotions() == []
+
+
+@pytest.mark.parametrize("format", ["safetensors", "adapter"])
+def test_what_is_promoted_is_signed(
+    world: Any, registry: Registry, tmp_path: Path, keys: tuple[Path, Path], format: Any
+) -> None:
+    private, public = keys
+    trusting = Registry.open(world.registry, verifier=Verifier(public))
+    adapter = registry.adapter(world.adapters[0])
+    with pytest.raises(SignatureError, match="is not signed"):
+        trusting.checkout(adapter)
+    made = promote(registry, adapter.adapter_id, tmp_path / "out", format=format, signer=Signer(private))
+
+    verify(made.output, public_key=public)
+    assert json.loads((made.output / MANIFEST).read_text())["checks"]["signed"] is True
+    assert registry.promotions(adapter.adapter_id)[0].checks["signed"] is True
+    assert names(tmp_path) == {"world", "out"}
+    trusting.checkout(adapter)
+    with pytest.raises(SignatureError, match="is not signed"):
+        trusting.checkout(registry.adapter(world.adapters[1]))
+
+    weights = "model.safetensors" if format == "safetensors" else "adapter_model.safetensors"
+    for name in (weights, MANIFEST):
+        content = bytearray((made.output / name).read_bytes())
+        content[-2] ^= 1
+        (made.output / name).chmod(0o644)
+        (made.output / name).write_bytes(content)
+        with pytest.raises(SignatureError, match=f"'{name}'"):
+            verify(made.output, public_key=public)
+        content[-2] ^= 1
+        (made.output / name).write_bytes(content)
+    verify(made.output, public_key=public)
+    (made.output / "extra.py").write_text("")
+    with pytest.raises(SignatureError, match=r"extra\.py"):
+        verify(made.output, public_key=public)
+
+
+def test_what_is_not_let_out_is_not_signed(
+    world: Any, registry: Registry, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    with pytest.raises(PromotionError, match="beyond the tolerance"):
+        promote(registry, world.adapters[0], tmp_path / "merged", tolerance=-10, signer=Signer(keys[0]))
+    assert registry.signatures.files() == {} and "signed" not in registry.promotions()[0].checks
+
+
+def test_what_cannot_be_signed_is_not_let_out(
+    world: Any, registry: Registry, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    registry.signatures.folder.write_text("in the way")
+    with pytest.raises(RegistryError, match="signatures"):
+        promote(registry, world.adapters[0], tmp_path / "a", format="adapter", alias="prod", signer=Signer(keys[0]))
+    assert names(tmp_path) == {"world"} and registry.aliases() == registry.promotions() == []

@@ -19,6 +19,16 @@ from rankloom.cli.output import (
     show_json,
     show_pairs,
 )
+from rankloom.cli.signing import (
+    IdentityOption,
+    IssuerOption,
+    PublicKeyOption,
+    SignKeyOption,
+    SigstoreOption,
+    signer_of,
+    verifier_of,
+)
+from rankloom_registry.signing import SIGNATURE
 
 
 class Format(StrEnum):
@@ -51,6 +61,9 @@ def evaluate(
     dataset: DatasetOption = None,
     base_too: Annotated[bool, typer.Option("--base-too", help="Measure the base alone as well.")] = False,
     base: BaseOption = None,
+    public_key: PublicKeyOption = None,
+    identity: IdentityOption = None,
+    oidc_issuer: IssuerOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,10 +73,9 @@ def evaluate(
 
     hush()
 
+    opened = open_registry(registry, verifier_of(public_key, identity, oidc_issuer))
     with progress_bars() as advance:
-        result = evaluate_adapter(
-            open_registry(registry), ref, dataset=dataset, base=base, base_too=base_too, on_batch=advance
-        )
+        result = evaluate_adapter(opened, ref, dataset=dataset, base=base, base_too=base_too, on_batch=advance)
     values = result.to_dict()
     if as_json:
         show_json(values)
@@ -84,6 +96,8 @@ def promote(
     ] = None,
     dataset: DatasetOption = None,
     base: BaseOption = None,
+    sign_key: SignKeyOption = None,
+    sign_sigstore: SigstoreOption = False,
     registry: RegistryOption = DEFAULT_REGISTRY,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,6 +107,7 @@ def promote(
 
     hush()
 
+    signer = signer_of(sign_key, sign_sigstore)
     with progress_bars() as advance:
         made = run(
             open_registry(registry),
@@ -105,6 +120,7 @@ def promote(
             reason=reason,
             force=force,
             tolerance=tolerance,
+            signer=signer,
             on_progress=advance,
         )
     if as_json:
@@ -115,6 +131,7 @@ def promote(
             ("promoted", made.adapter_id),
             ("output", made.output),
             ("output_sha256", made.output_sha256),
+            *([("signature", made.output / SIGNATURE)] if signer else []),
             *((name, value) for name, value in made.checks.items() if name.endswith("loss") or name == "delta"),
         ]
     )

@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankloom_registry import Registry
+from rankloom_registry.signing import Verifier
 
 RegistryOption = Annotated[
     Path,
@@ -48,13 +49,13 @@ def errors() -> Console:
     return Console(stderr=True)
 
 
-def open_registry(path: Path) -> Registry:
-    """Open an existing registry.
+def open_registry(path: Path, verifier: Verifier | None = None) -> Registry:
+    """Open an existing registry, whose adapters must be signed as the verifier asks.
 
     Raises:
         RegistryNotFoundError: There is none.
     """
-    return Registry.open(path.expanduser())
+    return Registry.open(path.expanduser(), verifier=verifier)
 
 
 def show_json(value: Any) -> None:

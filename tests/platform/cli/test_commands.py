@@ -90,13 +90,29 @@ def test_an_adapter_is_verified(rankloom: Rankloom, world: Any) -> None:
     flags = (world.adapters[0], "--registry", world.registry)
     assert "every file is what was registered" in rankloom("adapters", "verify", *flags).out
     assert rankloom("adapters", "verify", "--json", *flags).json["verified"] is True
+    every = rankloom("adapters", "verify", *flags[1:])
+    assert every.code == 0 and every.err == "" and all(adapter in every.out for adapter in world.adapters)
     path = Registry.open(world.registry).adapter(world.adapters[0]).artifact_path
     assert path is not None
     (path / "adapter_config.json").chmod(0o644)
     (path / "adapter_config.json").write_text("{}")
     done = rankloom("adapters", "verify", *flags)
     assert done.code == 1 and done.out == ""
-    assert done.err.startswith("error: ") and "adapter_config.json" in done.err and done.err.count("\n") == 1
+    assert done.err.startswith("error: ") and "adapter_config.json changed" in done.err and done.err.count("\n") == 1
+    (path / "adapter_model.safetensors").unlink()
+    every = rankloom("adapters", "verify", *flags[1:])
+    assert every.code == 1 and every.out == f"{world.adapters[1]}: every file is what was registered\n"
+    assert f"error: {world.adapters[0]} (negation): " in every.err and every.err.count("\n") == 1
+    found = rankloom("adapters", "verify", "--json", *reversed(world.adapters), *flags[1:])
+    assert found.code == 1 and found.json["verified"] is False
+    slow, good = found.json["adapters"]
+    assert (slow["adapter_id"], slow["verified"], slow["problem"]) == (world.adapters[1], True, None)
+    assert (good["adapter_id"], good["verified"]) == (world.adapters[0], False)
+    assert "adapter_config.json changed, adapter_model.safetensors is missing" in good["problem"]
+    assert rankloom("adapters", "verify", "no-such-adapter", *flags[1:]).code == 1
+    rankloom("adapters", "delete", *world.adapters, "--yes", *flags[1:])
+    none = rankloom("adapters", "verify", *flags[1:])
+    assert (none.code, none.out) == (0, "") and "no adapter" in none.err
 
 
 def test_searches(rankloom: Rankloom, world: Any) -> None:

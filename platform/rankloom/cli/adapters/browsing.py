@@ -10,12 +10,16 @@ from rankloom.cli.output import (
     DEFAULT_REGISTRY,
     JsonOption,
     RegistryOption,
+    errors,
     open_registry,
     output,
+    progress_bars,
     show_json,
     show_pairs,
     show_table,
 )
+from rankloom.cli.signing import IdentityOption, IssuerOption, PublicKeyOption, verifier_of
+from rankloom_registry import Adapter, ArtifactError, Registry, SignatureError
 
 RefArgument = Annotated[str, typer.Argument(metavar="ADAPTER", help="Id, name, or name@alias.")]
 COLUMNS = ("adapter_id", "name", "status", "eval_loss", "steps", "r", "lora_alpha", "learning_rate", "target_modules")
@@ -27,7 +31,7 @@ def register(adapters: typer.Typer) -> None:
     """Add these commands."""
     adapters.command("list")(list_adapters)
     adapters.command("show")(show_adapter)
-    adapters.command("verify")(verify_adapter)
+    adapters.command("verify")(verify_adapters)
 
 
 def list_adapters(
@@ -78,12 +82,55 @@ def show_adapter(ref: RefArgument, registry: RegistryOption = DEFAULT_REGISTRY, 
     )
 
 
-def verify_adapter(ref: RefArgument, registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = False) -> None:
-    """Hash an adapter's files again and compare with what was registered."""
-    opened = open_registry(registry)
-    adapter = opened.adapter(ref)
-    opened.verify(adapter)
+def verify_adapters(
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ADAPTER]…", help="Id, name, or name@alias; by default all.", show_default=False),
+    ] = None,
+    public_key: PublicKeyOption = None,
+    identity: IdentityOption = None,
+    oidc_issuer: IssuerOption = None,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    as_json: JsonOption = False,
+) -> None:
+    """Hash adapters' files again; exits 1 and names what changed if they are not what was registered or signed."""
+    verifier = verifier_of(public_key, identity, oidc_issuer)
+    opened = open_registry(registry, verifier)
+    adapters = [opened.adapter(ref) for ref in refs] if refs else opened.adapters(where="status = 'available'")
+    found: list[tuple[Adapter, str | None]] = []
+    with progress_bars() as advance:
+        for adapter in adapters:
+            advance("hashing", len(found), len(adapters))
+            found.append((adapter, _problem(opened, adapter)))
+    if not found:
+        errors().print("there is no adapter with files", style="yellow")
+    whole = not any(problem for _, problem in found)
     if as_json:
-        show_json({"adapter_id": adapter.adapter_id, "verified": True, "artifact_sha256": adapter.artifact_sha256})
-        return
-    output().print(f"{adapter.adapter_id}: every file is what was registered", highlight=False)
+        verdicts = [
+            {
+                "adapter_id": adapter.adapter_id,
+                "name": adapter.name,
+                "artifact_sha256": adapter.artifact_sha256,
+                "verified": problem is None,
+                "problem": problem,
+            }
+            for adapter, problem in found
+        ]
+        show_json({"verified": whole, "adapters": verdicts})
+    for adapter, problem in found:
+        if problem:
+            text = f"error: {adapter.adapter_id} ({adapter.name}): {problem}"
+            errors().print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        elif not as_json:
+            signed = " and signed" if verifier else ""
+            output().print(f"{adapter.adapter_id}: every file is what was registered{signed}", highlight=False)
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _problem(registry: Registry, adapter: Adapter) -> str | None:
+    try:
+        registry.verify(adapter)
+    except (ArtifactError, SignatureError) as error:
+        return str(error)
+    return None
