@@ -27,7 +27,7 @@ class Imported(NamedTuple):
 
 
 def import_adapter(
-    registry: Registry,
+    registry: Registry | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     base: str | os.PathLike[str],
     *,
@@ -39,7 +39,7 @@ def import_adapter(
     """Check a PEFT adapter against the base that it was trained on, keep a copy of its files, and record both.
 
     Args:
-        registry: Where to.
+        registry: Where to; of a path, one is made there if there is none, as soon as every check has passed.
         folder: The folder that PEFT saved the adapter to.
         base: The base model in full precision, as for `fingerprint_base`.
         name: The adapter's name; by default the folder's.
@@ -54,13 +54,19 @@ def import_adapter(
         ArtifactError: If the folder holds what is refused, or does not fit the base.
         FingerprintError: If the base cannot be read.
         InvalidNameError: If the name, or without one the folder's, breaks the rule for names.
+        RegistryError: If the path is of no registry, or one that cannot be written.
     """
+    if not isinstance(registry, Registry):
+        Registry.check(registry)  # before a large base is hashed
     source = Path(folder).resolve()
     name = validate_name(source.name if name is None else name)
     checkpoint = open_checkpoint(Path(base))
     check_folder(source, allow=allow)
     check_against_base(source, checkpoint, allow=allow)
     fingerprint, leaves = read_base(base, identity=identity, progress=progress)
+    metrics = read_weights(source).summary()
+    if not isinstance(registry, Registry):
+        registry = Registry.open(registry, create=True)
     address = registry.artifacts.add(source, allow=allow)
     kept = registry.artifacts.checkout(address)
     root = fingerprint.content_root
@@ -75,7 +81,7 @@ def import_adapter(
         name=name,
         base_content_root=root,
         params=_params(config),
-        metrics=read_weights(kept).summary(),
+        metrics=metrics,
         artifact_sha256=address,
         why=f"imported from {source}",
     )

@@ -21,7 +21,7 @@ from rankloom_registry.signatures import Signatures
 from rankloom_registry.signing import Signer, Verifier
 from rankloom_registry.store import access
 from rankloom_registry.store.database import Rows
-from rankloom_registry.store.opening import open_file
+from rankloom_registry.store.opening import check_file, open_file
 from rankloom_registry.store.recovery import RebuildReport, rebuild
 
 if TYPE_CHECKING:
@@ -81,6 +81,21 @@ class Registry(Reader):
         """
         resolved, place = open_file(path, create=create, wait_s=wait_s, artifacts=artifacts)
         return cls(resolved, place, wait_s=wait_s, verifier=verifier)
+
+    @staticmethod
+    def check(path: str | os.PathLike[str], *, wait_s: float = 60.0) -> None:
+        """Check that something can be recorded at a path, before the work for it is done; nothing is made or changed.
+
+        Args:
+            path: The file, which may be missing or of an older version, as for `open` with `create`.
+            wait_s: The longest wait for other programs that use it, in seconds.
+
+        Raises:
+            RegistryFormatError: If the file is not a registry of a known version.
+            RegistryWriteError: If it cannot be made or written there.
+            RegistryBusyError: If another program kept it for longer than `wait_s`.
+        """
+        check_file(path, wait_s=wait_s)
 
     def __enter__(self) -> Self:
         return self

@@ -5,10 +5,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
-from rankloom_registry import ArtifactError, FingerprintError, InvalidNameError, Registry, discard, import_adapter
+from rankloom_registry import (
+    ArtifactError,
+    FingerprintError,
+    InvalidNameError,
+    Registry,
+    RegistryWriteError,
+    discard,
+    import_adapter,
+)
 
 Folder = Callable[..., Path]
 
@@ -84,3 +93,32 @@ def test_what_is_refused_leaves_nothing(
     assert registry.events() == [] and not list(registry.path.parent.glob("*.artifacts/sha256/*/*"))
     _, new = import_adapter(registry, folder, model, allow=["tokenizer"])
     assert new
+
+
+def test_a_registry_is_made_only_for_what_passed_every_check(
+    adapter_folder: Folder, model: Path, tmp_path: Path
+) -> None:
+    folder = adapter_folder("mine", alpha_pattern={"(": 2})
+    path = tmp_path / "kept" / "registry.duckdb"
+    with pytest.raises(RegistryWriteError, match="does not exist"):
+        import_adapter(path, folder, model, progress=lambda done, total: pytest.fail("hashed for nothing"))
+    path.parent.mkdir()
+    for spoiled, reason in ((folder, "regular expression"), (adapter_folder("loud", weight=np.inf), "Inf")):
+        with pytest.raises(ArtifactError, match=reason):
+            import_adapter(path, spoiled, model)
+    assert list(path.parent.iterdir()) == []
+    adapter, _ = import_adapter(path, adapter_folder("mine"), model)
+    assert import_adapter(path, adapter_folder("mine"), model) == (adapter, False)
+    assert Registry.open(path).adapters() == [adapter]
+
+
+def test_a_refused_import_leaves_an_older_registry_as_it_is(
+    adapter_folder: Folder, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "registry.duckdb"
+    duckdb.connect(str(path)).close()  # of no schema yet
+    before = path.read_bytes()
+    with pytest.raises(InvalidNameError):
+        import_adapter(path, adapter_folder("mine"), model, name="a b")
+    assert path.read_bytes() == before
+    assert import_adapter(path, adapter_folder("mine"), model).new

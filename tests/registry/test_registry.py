@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -107,6 +108,37 @@ def test_an_empty_database_becomes_a_registry_only_when_asked(tmp_path: Path) ->
         Registry.open(path)
     assert Registry.open(path, create=True).adapters() == []
     assert Registry.open(path).artifacts.root == tmp_path / "empty.artifacts"
+
+
+def test_a_check_makes_and_changes_nothing(searched: Registry, tmp_path: Path) -> None:
+    for path in (searched.path, tmp_path / "new.duckdb"):
+        Registry.check(path)
+    empty, text, later = (tmp_path / f"{name}.duckdb" for name in ("empty", "text", "later"))
+    duckdb.connect(str(empty)).close()
+    Registry.check(empty)  # would be brought up to date
+    text.write_text("not a database\n" * 1000)
+    with duckdb.connect(str(shutil.copy(searched.path, later))) as connection:
+        connection.execute("INSERT INTO store.migrations VALUES ('9999-later', now())")
+    before = {path: path.read_bytes() for path in (searched.path, empty, text, later)}
+    for path, reason in ((text, "not a DuckDB"), (later, "upgrade rankloom"), (tmp_path, "is a file")):
+        with pytest.raises(RegistryFormatError, match=reason):
+            Registry.check(path)
+    for folder in (tmp_path / "nowhere", text):
+        with pytest.raises(RegistryWriteError, match="does not exist"):
+            Registry.check(folder / "registry.duckdb")
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path for path in tmp_path.iterdir() if path.suffix != ".lock"} == before.keys()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_check_sees_what_cannot_be_written(searched: Registry, tmp_path: Path) -> None:
+    for unwritable, mode in ((searched.path, 0o444), (tmp_path, 0o555)):
+        unwritable.chmod(mode)
+        try:
+            with pytest.raises(RegistryWriteError, match="cannot be written"):
+                Registry.check(searched.path)
+        finally:
+            unwritable.chmod(0o755)
 
 
 def test_artifacts_are_found_after_the_file_is_renamed(searched: Registry, tmp_path: Path) -> None:

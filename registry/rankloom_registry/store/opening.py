@@ -43,16 +43,8 @@ def open_file(
         ArtifactStore(artifacts)  # refuses a URL that may not be recorded
     if create and not resolved.exists():
         _make(resolved, wait_s, artifacts)
-    if not resolved.is_file():
-        if resolved.exists():
-            raise RegistryFormatError(f"a registry is a file, and {resolved} is not; give the path of the file")
-        raise RegistryNotFoundError(
-            f"there is no registry at {resolved}; run a search, which makes one, or give another path with --registry"
-        )
-    with reading(resolved, timeout_s=wait_s) as connection:
-        current = schema.applied(connection, resolved) == list(schema.MIGRATIONS)
-        folder = schema.artifacts_folder(connection) if current else _artifacts_name(resolved)
-    if not current:
+    folder = _look(resolved, wait_s)
+    if folder is None:
         if not create:
             raise RegistryFormatError(
                 f"{resolved} is empty or of an older version; run `rankloom registry migrate`, or bring it up to date "
@@ -67,6 +59,31 @@ def open_file(
             "open it without naming a place, or make another registry"
         )
     return resolved, folder if "://" in folder else resolved.with_name(folder)
+
+
+def check_file(path: str | os.PathLike[str], *, wait_s: float) -> None:
+    """Check that a registry is at a path, or can be made there, and can be written; nothing is made or migrated.
+
+    Args:
+        path: The file.
+        wait_s: The longest wait for other programs, in seconds.
+
+    Raises:
+        RegistryFormatError: If the file is not a registry of a known version.
+        RegistryWriteError: If it cannot be made or written.
+        RegistryBusyError: If another program kept it for longer than `wait_s`.
+    """
+    resolved = Path(path).expanduser().resolve()
+    if not resolved.exists():
+        _check_folder(resolved)
+        return
+    _look(resolved, wait_s)
+    for needed in (resolved, resolved.parent):  # a commit makes files beside it
+        if not os.access(needed, os.W_OK):
+            raise RegistryWriteError(
+                f"cannot write to the registry {resolved}: {needed} cannot be written; "
+                "change its permissions, or give another path"
+            )
 
 
 def migrate_file(path: Path, *, wait_s: float) -> list[str]:
@@ -87,10 +104,28 @@ def migrate_file(path: Path, *, wait_s: float) -> list[str]:
         return schema.migrate(connection, path, _artifacts_name(path))
 
 
-def _make(path: Path, wait_s: float, artifacts: str | None) -> None:
+def _look(path: Path, wait_s: float) -> str | None:
+    """The folder or URL of its artifacts, as recorded; None if the schema is of an older version."""
+    if not path.is_file():
+        if path.exists():
+            raise RegistryFormatError(f"a registry is a file, and {path} is not; give the path of the file")
+        raise RegistryNotFoundError(
+            f"there is no registry at {path}; run a search, which makes one, or give another path with --registry"
+        )
+    with reading(path, timeout_s=wait_s) as connection:
+        if schema.applied(connection, path) != list(schema.MIGRATIONS):
+            return None
+        return schema.artifacts_folder(connection)
+
+
+def _check_folder(path: Path) -> None:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         what = "cannot be written" if path.parent.is_dir() else "does not exist"
         raise RegistryWriteError(f"cannot make a registry at {path}: the folder {what}; make it, or give another path")
+
+
+def _make(path: Path, wait_s: float, artifacts: str | None) -> None:
+    _check_folder(path)
     # Under another name until it is whole, so that whoever finds the file finds a registry.
     unfinished = path.with_name(path.name + ".new")
     with turn(path, write=True, timeout_s=wait_s):

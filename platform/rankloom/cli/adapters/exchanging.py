@@ -53,13 +53,12 @@ def import_adapter(
 ) -> None:
     """Register a PEFT adapter from elsewhere, after checking every file of it against its base."""
     from rankloom.belongs import find_base
-    from rankloom_registry import Registry
     from rankloom_registry import import_adapter as take_in
 
     found = find_base(base)
-    with Registry.open(registry.expanduser(), create=True) as opened, byte_bars() as advance:
+    with byte_bars() as advance:
         adapter, new = take_in(
-            opened,
+            registry,
             folder.expanduser(),
             found.path,
             name=name,

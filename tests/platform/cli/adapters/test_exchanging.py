@@ -49,6 +49,17 @@ def test_an_import_is_refused(rankloom: Rankloom, world: Any, foreign: Path) -> 
     assert rankloom("adapters", "import", foreign).code == 2  # no base
 
 
+def test_a_refused_import_makes_no_registry(rankloom: Rankloom, world: Any, foreign: Path, tmp_path: Path) -> None:
+    (foreign / "chat_template.jinja").write_text("{{ messages }}")
+    before = sorted(tmp_path.rglob("*"))
+    assert rankloom("adapters", "import", foreign, "--base", world.base).code == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    (foreign / "chat_template.jinja").unlink()
+    refused = rankloom("adapters", "import", foreign, "--base", world.base, "--registry", "none/registry.duckdb")
+    assert refused.code == 1 and "does not exist" in refused.err and "hashing" not in refused.err
+    assert rankloom("adapters", "import", foreign, "--base", world.base).code == 0
+
+
 def test_a_configuration_is_exported(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
     command = ("adapters", "export-config", world.adapters[0], "--registry", world.registry)
     done = rankloom(*command)
