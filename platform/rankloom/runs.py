@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,6 +107,39 @@ class Run:
         file = self.folder / OBJECTS
         objects = pickle.loads(file.read_bytes()) if file.is_file() else {}
         return parse_config({**self.config, **objects}, source=str(self.folder / RECORD))
+
+
+def check_free(folder: Path) -> None:
+    """Check that a new search may have a run folder; nothing is made.
+
+    Args:
+        folder: Where it would lie.
+
+    Raises:
+        SearchError: A search or other files lie there, or it cannot be made.
+    """
+    if (folder / RECORD).exists():
+        raise SearchError(
+            f"a search named {folder.name!r} already lies in {folder}: resume it with --resume, or give another --name"
+        )
+    # A folder without a record is what is left of a run that never began; anything else in it is not ours to remove.
+    if (
+        folder.is_symlink()
+        or folder.is_file()
+        or (folder.is_dir() and {path.name for path in folder.iterdir()} - PARTS)
+    ):
+        raise SearchError(f"the run folder {folder} is taken by other files: give another --name or storage_path")
+    above = folder.parent if folder.parent.exists() else folder.parent.parent
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise cannot_make(folder, f"{above} {'cannot be written' if above.is_dir() else 'is no folder'}")
+
+
+def cannot_make(folder: Path, reason: str) -> SearchError:
+    """The error that says why a run folder cannot be made."""
+    return SearchError(
+        f"cannot make the run folder {folder}: {reason}; give a registry (or a storage_path) in a folder "
+        "that exists and can be written"
+    )
 
 
 def plain_config(config: SearchConfig) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 from rankloom.config import SearchConfig, load_config, parse_config, rungs
 from rankloom.errors import SearchError
 from rankloom.history import read_past, read_story
-from rankloom.prepare import SearchPlan, prepare
+from rankloom.prepare import Prepared, SearchPlan, prepare
 from rankloom.recorder import Recorder
 from rankloom.result import SearchResult, read_result
-from rankloom.runs import PARTS, RECORD, Run, open_run, plain_config
+from rankloom.runs import Run, cannot_make, check_free, open_run, plain_config
 from rankloom.watch import Silence, Watcher
 from rankloom_registry import BaseSeen, Registry, SearchEnded, SearchResumed, SearchStarted
 from rankloom_spaces import SearchSpace
@@ -85,12 +85,18 @@ class Search:
 
         Raises:
             RankloomError: What `run()` would refuse.
+            RegistryError: The registry cannot be written.
         """
         import tempfile
 
-        with tempfile.TemporaryDirectory(prefix="rankloom-plan-") as folder:
-            prepared = prepare(self.config, Path(folder), Silence())
         name = self._name()
+        if self._run is None:
+            self._check(name)
+            with tempfile.TemporaryDirectory(prefix="rankloom-plan-") as folder:
+                prepared = prepare(self.config, Path(folder), Silence())
+        else:
+            with self._run.alone():
+                _, prepared = self._taken_up(self._run, Silence())
         return SearchPlan(
             name=name,
             base=prepared.base.identity,
@@ -138,13 +144,15 @@ class Search:
         name = self.config.name or f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
         return "".join(char if char.isalnum() or char in "._-" else "-" for char in name).lstrip("._-")
 
+    def _check(self, name: str) -> None:
+        """Refuse what can be refused before the base and the dataset are read."""
+        check_free(self.config.storage / name)
+        Registry.check(self.config.registry.expanduser())
+
     def _new(self, watch: Watcher) -> tuple[Registry, Job]:
         name = self._name()
         folder = self.config.storage / name
-        if (folder / RECORD).exists():
-            raise SearchError(
-                f"a search named {name!r} already lies in {folder}: resume it with --resume, or give another --name"
-            )
+        self._check(name)
         with _made(folder):
             prepared = prepare(self.config, folder, watch)
             # Only now, so that a search that is refused leaves no registry behind.
@@ -178,7 +186,15 @@ class Search:
     def _resumed(self, run: Run, watch: Watcher) -> tuple[Registry, Job]:
         from rankloom.cluster.lane import read_event_logs
 
+        registry, prepared = self._taken_up(run, watch)
+        registry.record(SearchResumed(search_id=run.search_id))
+        # What the lanes logged before the interruption but nobody recorded; what is recorded already is ignored.
+        _recorder(registry, run, self.config).record(read_event_logs(run.folder))
+        return registry, prepared.job(run, self.config, past=read_past(registry, run.search_id))
+
+    def _taken_up(self, run: Run, watch: Watcher) -> tuple[Registry, Prepared]:
         registry = Registry.open(self.config.registry.expanduser())
+        Registry.check(registry.path)
         watch.say(f"resuming {run.name}")
         prepared = prepare(self.config, run.folder, watch, resume=True)
         if prepared.fingerprint.content_root != run.base_content_root:
@@ -186,10 +202,7 @@ class Search:
                 f"the base in {run.base_path} is not the one that {run.name!r} began with: "
                 "put the old weights back, or start a new search"
             )
-        registry.record(SearchResumed(search_id=run.search_id))
-        # What the lanes logged before the interruption but nobody recorded; what is recorded already is ignored.
-        _recorder(registry, run, self.config).record(read_event_logs(run.folder))
-        return registry, prepared.job(run, self.config, past=read_past(registry, run.search_id))
+        return registry, prepared
 
     def _follow(self, job: Job, registry: Registry, watch: Watcher, *, verbose: bool) -> SearchResult:
         from dataclasses import replace
@@ -230,22 +243,13 @@ def _recorder(registry: Registry, run: Run, config: SearchConfig) -> Recorder:
 def _made(folder: Path) -> Iterator[None]:
     """Make a run folder; when what follows fails, it and the folders made for it are gone again."""
     existed = folder.parent.exists()
-    # A folder without a record is what is left of a run that never began; anything else in it is not ours to remove.
-    if (
-        folder.is_symlink()
-        or folder.is_file()
-        or (folder.is_dir() and {path.name for path in folder.iterdir()} - PARTS)
-    ):
-        raise SearchError(f"the run folder {folder} is taken by other files: give another --name or storage_path")
+    check_free(folder)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         folder.mkdir()
     except OSError as error:
-        raise SearchError(
-            f"cannot make the run folder {folder}: {error.strerror}; give a registry (or a storage_path) in a folder "
-            "that exists and can be written"
-        ) from error
+        raise cannot_make(folder, str(error.strerror)) from error
     try:
         yield
     # Planned: whatever ends the preparation, Ctrl-C too, leaves no folder behind, and is raised again.

@@ -215,15 +215,30 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     file = settings.pop("search file", "search.yaml")
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
     before = snapshot(tmp_path)
-    done = rankloom("search", file, *flags)
-    assert done.code == (2 if "--num-samples" in flags else 1)
-    assert done.out == ""
-    messages = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert len(messages) == 1, done.err
-    assert done.err.splitlines()[-1] == messages[0] and "Traceback" not in done.err
-    assert "--debug" not in messages[0], "not a message of ours"
-    assert [fragment for fragment in fragments if fragment not in messages[0]] == [], messages[0]
-    assert snapshot(tmp_path) == before
+    said = set()
+    for dry in ((), ("--dry-run",)):  # a plan refuses what the search would refuse
+        done = rankloom("search", file, *flags, *dry)
+        assert done.code == (2 if "--num-samples" in flags else 1)
+        assert done.out == ""
+        messages = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert len(messages) == 1, done.err
+        assert done.err.splitlines()[-1] == messages[0] and "Traceback" not in done.err
+        assert "--debug" not in messages[0], "not a message of ours"
+        assert [fragment for fragment in fragments if fragment not in messages[0]] == [], messages[0]
+        assert snapshot(tmp_path) == before
+        said.add(messages[0])
+    assert len(said) == 1
+
+
+def test_a_refused_registry_costs_no_preparation(
+    rankloom: Callable[..., Any], tmp_path: Path, tiny_model: Path, rows_file: Path
+) -> None:
+    (tmp_path / "search.yaml").write_text(
+        yaml.safe_dump({"model_name_or_path": str(tiny_model), "dataset": str(rows_file)})
+    )
+    (tmp_path / "registry.duckdb").write_text("not a database")
+    done = rankloom("search", "search.yaml")
+    assert done.code == 1 and "fingerprinting" not in done.err and "tokenising" not in done.err, done.err
 
 
 def test_a_refused_search_leaves_an_older_registry_as_it_was(
