@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -142,7 +143,7 @@ class Search:
     def _name(self) -> str:
         model = Path(self.config.model_name_or_path).stem[:40]
         name = self.config.name or f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
-        return "".join(char if char.isalnum() or char in "._-" else "-" for char in name).lstrip("._-")
+        return re.sub(r"[^A-Za-z0-9._-]|\.(?=\.)", "-", name).lstrip("._-")  # what the registry takes as a name
 
     def _check(self, name: str) -> None:
         """Refuse what can be refused before the base and the dataset are read."""

@@ -13,7 +13,7 @@ from rankloom import Search
 from rankloom.config import parse_config
 from rankloom.errors import SearchError
 from rankloom.runs import Run, plain_config
-from rankloom_registry import Registry, RegistryFormatError, RegistryWriteError
+from rankloom_registry import Registry, RegistryFormatError, RegistryWriteError, validate_name
 
 
 @pytest.fixture
@@ -70,3 +70,13 @@ def test_a_plan_sees_what_cannot_be_written(tiny_model: Path, rows_file: Path, t
                 plan(storage_path=tmp_path / "runs")
         finally:
             unwritable.chmod(mode)
+
+
+def test_a_search_without_a_name_has_one_that_the_registry_takes(
+    tiny_model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    for folder in ("模型 é", "a..b.5"):
+        base = tmp_path / folder
+        base.symlink_to(tiny_model)
+        plan = Search(str(base), str(rows_file), registry=tmp_path / "registry.duckdb").plan()
+        assert validate_name(plan.name) == plan.name
