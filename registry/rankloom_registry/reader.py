@@ -31,6 +31,8 @@ from rankloom_registry.store.database import STATEMENT_ERRORS, first_line, selec
 from rankloom_registry.store.views import trials_of
 
 _Record = TypeVar("_Record")
+_NEAR = 20
+_LONGEST = 2 * 128 + 1  # characters: of two names and the '@' between them
 _ADAPTER_COLUMNS = tuple(field.name for field in fields(Adapter))
 
 
@@ -68,7 +70,7 @@ class Reader(ABC):
             found,
             what="search",
             identity=lambda search: (search.search_id, search.name),
-            known=lambda: [(search.search_id, search.name) for search in self.searches()],
+            near=lambda: self._near(ref, "search_id FROM store.searches", "name FROM store.searches"),
             error=SearchNotFoundError,
         )
 
@@ -146,9 +148,11 @@ class Reader(ABC):
             found,
             what="adapter",
             identity=lambda adapter: (adapter.adapter_id, adapter.name),
-            known=lambda: (
-                [(adapter.adapter_id, adapter.name) for adapter in self.adapters()]
-                + [(f"{alias.name}@{alias.alias}", alias.name) for alias in self.aliases()]
+            near=lambda: self._near(
+                ref,
+                "adapter_id FROM store.adapters",
+                "name FROM store.adapters",
+                "name || '@' || alias FROM store.aliases WHERE adapter_id IS NOT NULL",
             ),
             error=AdapterNotFoundError,
         )
@@ -230,6 +234,13 @@ class Reader(ABC):
         check_limit(limit)
         query = f"FROM events WHERE subject = coalesce(?, subject) ORDER BY sequence DESC LIMIT {limit}"
         return self._read(EventRecord, query, [subject])
+
+    def _near(self, ref: str, *sources: str) -> list[str]:
+        """The words most like a reference, a few of each source: the database compares, as there may be millions."""
+        most = f"ORDER BY jaro_winkler_similarity(word, ?) DESC, word LIMIT {_NEAR}"
+        query = " UNION ALL ".join(f"(FROM (SELECT DISTINCT {source}) words(word) {most})" for source in sources)
+        with self._reading() as connection:
+            return [word for (word,) in connection.execute(query, [ref[:_LONGEST]] * len(sources)).fetchall()]
 
     def _read(self, record: type[_Record], query: str, parameters: Sequence[Any] = ()) -> list[_Record]:
         with self._reading() as connection:

@@ -17,7 +17,7 @@ def choose(
     *,
     what: str,
     identity: Callable[[_Found], tuple[str, str]],
-    known: Callable[[], Iterable[tuple[str, str]]],
+    near: Callable[[], Iterable[str]],
     error: type[RegistryError],
 ) -> _Found:
     """Choose the one that a reference means: the one with this id, else the only one with this name, else the only one.
@@ -27,7 +27,7 @@ def choose(
         found: What it may mean.
         what: What kind of thing it is, for the message.
         identity: The id and the name of one.
-        known: The ids and names of all there are, asked for only to suggest near ones.
+        near: Ids and names that may be meant, asked for only to suggest the nearest.
         error: What to raise.
 
     Returns:
@@ -47,7 +47,6 @@ def choose(
     if found:
         ids = ", ".join(id_ for id_, _ in identities[:5])
         raise error(f"{ref!r} means {len(found)} {what}s ({ids}{', …' * (len(found) > 5)}); give the id of one")
-    words = dict.fromkeys(word for pair in known() for word in pair)
-    near = difflib.get_close_matches(ref, words, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"list the {what}s to see what there is"
+    nearest = difflib.get_close_matches(ref, list(dict.fromkeys(near())), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"list the {what}s to see what there is"
     raise error(f"no {what} answers to {ref!r}; {hint}")

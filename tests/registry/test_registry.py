@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from rankloom_registry import (
     TrialReported,
     TrialStarted,
 )
+from rankloom_registry.store.access import attached
 
 
 def test_a_missing_registry_is_named_and_not_made(tmp_path: Path) -> None:
@@ -290,8 +292,32 @@ def test_references_to_adapters(searched: Registry) -> None:
     for unknown in ("2bc", "first-2@worst", "", "'; drop table x"):
         with pytest.raises(AdapterNotFoundError):
             searched.adapter(unknown)
-    with pytest.raises(AdapterNotFoundError, match="did you mean first-2"):
-        searched.adapter("fist-2")
+    for mistyped, meant in (("fist-2", "first-2"), ("2bcd-adaptor", "2bcd-adapter"), ("first2@bset", "first-2@best")):
+        with pytest.raises(AdapterNotFoundError, match=f"did you mean {meant}( or |[?])"):
+            searched.adapter(mistyped)
+    with pytest.raises(AdapterNotFoundError, match="list the adapters"):
+        searched.adapter("x" * 100_000)
+
+
+def test_a_mistyped_reference_does_not_load_every_adapter(searched: Registry) -> None:
+    with attached(searched.path, write=True, timeout_s=60) as connection:
+        connection.execute(
+            "INSERT INTO store.adapters SELECT adapters.* REPLACE "
+            "(md5(i::VARCHAR)[:12] AS adapter_id, 'sweep-' || i // 16 AS name) "
+            "FROM store.adapters, range(20000) t(i) WHERE adapter_id = '0bcd-adapter'"
+        )
+    (meant,) = searched.sql("select adapter_id from adapters where name = 'sweep-777' limit 1")
+    mistyped = meant["adapter_id"][:5] + "_" + meant["adapter_id"][6:]
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdapterNotFoundError, match="did you mean sweep-1234 or "):
+            searched.adapter("swep-1234")
+        with pytest.raises(AdapterNotFoundError, match=f"did you mean {meant['adapter_id']}"):
+            searched.adapter(mistyped)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2_000_000  # bytes; every one of these adapters is more than 100
 
 
 def test_a_name_that_two_adapters_have_is_ambiguous(searched: Registry) -> None:
