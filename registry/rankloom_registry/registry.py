@@ -212,8 +212,8 @@ class Registry(Reader):
         """Copy the whole registry into its snapshots folder, as it is now.
 
         Returns:
-            A DuckDB database with the registry's views, which nobody changes any more; the second one after it
-            replaces it.
+            A DuckDB database with the registry's views, which nobody changes any more; the second one after it, or the
+            end of a search, removes it.
 
         Raises:
             RegistryWriteError: If it cannot be written.

@@ -198,6 +198,7 @@ class Owner:
                 self._news.notify_all()
             publisher.join()
             cursor.close()
+            self._snapshots.withdraw()
 
     def _publish(self, cursor: duckdb.DuckDBPyConnection) -> None:
         due = time.monotonic() + self._publish_s

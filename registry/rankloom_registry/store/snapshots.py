@@ -1,4 +1,7 @@
-"""Snapshots of a registry that somebody keeps for long: whole files for readers, and a pointer to the last one."""
+"""Snapshots of a registry that somebody keeps for long: whole files for readers, and a pointer to the last one.
+
+They last as long as their owner. What is recorded after it, the end of its own search first of all, is in none of them.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,14 @@ class Snapshots:
                 f"cannot publish in {self.folder}: {error.strerror}; check the disk and the permissions"
             ) from error
         return snapshot
+
+    def withdraw(self) -> None:
+        """Remove the pointer and every copy: whoever reads from now on reads the registry itself, which goes on."""
+        with suppress(OSError):  # what stays is a copy too many, which the next owner removes
+            (self.folder / POINTER).unlink(missing_ok=True)
+            for number in self._numbers():
+                (self.folder / f"registry-{number:06}.duckdb").unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _numbers(self) -> list[int]:
         return [int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]

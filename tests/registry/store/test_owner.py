@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import duckdb
@@ -186,6 +187,44 @@ def test_an_owner_publishes_by_itself_and_on_demand(searched: Registry) -> None:
         assert owner.snapshot() == before
         assert owner.snapshot(ack.sequence).sequence == ack.sequence
         assert len(list(snapshots.folder.glob("registry-*.duckdb"))) == 2
+
+
+def test_snapshots_go_with_their_owner(searched: Registry) -> None:
+    folder = Snapshots(searched.path).folder
+    with ExitStack() as reader:
+        with Owner(searched.path, publish_s=3600):
+            searched.record(reported(1))
+            open_copy = reader.enter_context(attach(searched.snapshot(), write=False, timeout_s=1))
+            assert {path.suffix for path in folder.iterdir()} == {".json", ".duckdb"}
+        searched.record(reported(2))  # as a search records its end, when the owner is gone
+        assert not folder.exists()
+        assert steps(searched) == [1, 2]
+        assert open_copy.execute("SELECT step FROM step_metrics").fetchall() == [(1,)]  # who has one open reads on
+    (folder / "mine").mkdir(parents=True)
+    with Owner(searched.path):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+def test_readers_go_on_when_the_owner_ends_under_them(searched: Registry) -> None:
+    read: list[int] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            read.append(len(Registry.open(searched.path).adapters()))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for _ in range(5):
+        with Owner(searched.path):
+            count = len(read)
+            while reader.is_alive() and len(read) < count + 2:
+                time.sleep(0.001)
+    assert reader.is_alive()
+    over.set()
+    reader.join()
+    assert set(read) == {4}
 
 
 def test_a_file_has_one_owner(searched: Registry, start_owner: Callable[[], subprocess.Popen[str]]) -> None:
