@@ -15,14 +15,13 @@ from safetensors import SafetensorError, safe_open
 
 from rankloom.errors import MergeError
 from rankloom.models import leaf_modules
+from rankloom_registry.artifacts.keys import HEADS, base_tensor
 from rankloom_registry.formats.checkpoint import Checkpoint
 from rankloom_registry.formats.safetensors import TensorSpan
-from rankloom_registry.weights.touched import base_tensor
 
 T = TypeVar("T")
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_HEADS = frozenset({"lm_head", "embed_out"})
 # Fields of an adapter_config.json that say where and how it was trained; its tensors tell which weights it changes.
 _INERT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
 _INERT |= {"exclude_modules", "layers_pattern", "layers_to_transform", "lora_dropout", "target_modules"}
@@ -163,7 +162,7 @@ def plan_updates(weights: Any, lora: Lora, checkpoint: Checkpoint) -> dict[str, 
 def _find_target(module: str, tensors: Mapping[str, TensorSpan], config: Mapping[str, Any]) -> str:
     tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
     # Absent counts as tied: older files leave out what is the default, and GPT-2's default is tied.
-    if module.rpartition(".")[2] in _HEADS and tied is not False:
+    if module.rpartition(".")[2] in HEADS and tied is not False:
         raise MergeError(
             f"an output head may be merged only where config.json says tie_word_embeddings=false, got {tied!r}: "
             f"merging {module} would change the input embeddings too; keep it as an adapter"

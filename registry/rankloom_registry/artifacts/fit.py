@@ -7,22 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rankloom_registry.artifacts.checks import check_files
-from rankloom_registry.artifacts.keys import (
-    EMBEDDINGS,
-    HEADS,
-    PREFIX,
-    Lora,
-    Pairs,
-    Shape,
-    Whole,
-    matrix_pairs,
-    parse_key,
-)
+from rankloom_registry.artifacts.keys import Lora, Pairs, Shape, Whole, changed_tensors, matrix_pairs, parse_key
 from rankloom_registry.artifacts.place import WEIGHTS
 from rankloom_registry.errors import ArtifactError
 from rankloom_registry.formats.checkpoint import Checkpoint
 from rankloom_registry.formats.safetensors import TensorSpan, read_safetensors_header
-from rankloom_registry.weights.touched import base_tensor
 
 # In a base that was quantized before it was saved, a weight is packed: its name tells where it is, its shape nothing.
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
@@ -65,15 +54,11 @@ def check_against_base(folder: str | os.PathLike[str], base: Checkpoint, *, allo
 
 
 def _place(key: Lora | Whole, tensors: Mapping[str, TensorSpan]) -> TensorSpan | None:
-    if not key.module.startswith(PREFIX):
-        return None
-    module = key.module.removeprefix(PREFIX).removesuffix(".base_layer").removesuffix(".token_adapter")
-    leaf = "bias" if isinstance(key, Whole) and key.leaf == "bias" else "weight"
-    name = base_tensor(f"{module}.{leaf}", tensors.keys())
-    if name is None and module.rpartition(".")[2] in HEADS and leaf == "weight":
-        # A head that is tied to the embeddings is in no file; it has their shape.
-        name = next((name for name in tensors if name.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS), None)
-    return None if name is None else tensors[name]
+    if isinstance(key, Lora):
+        # Every part of an update has a size of the weight; its bias may be one that the module lacks.
+        key = key._replace(half="B")
+    # A head that is tied to the embeddings is in no file; it has their shape.
+    return next((tensors[name] for name in changed_tensors(key, tensors)), None)
 
 
 def _replaces(key: Whole, shape: Shape, place: Shape) -> bool:
@@ -87,4 +72,4 @@ def _adds(key: Lora, shape: Shape, place: Shape, pairs: Pairs) -> bool:
     # Conv1D, which GPT-2 is made of, keeps a weight as (in, out); its file does not say so.
     orders = [place, place[::-1]] if len(place) == 2 else [place]
     fitting = [order for order in orders if a[1:] == order[1:] and b[:1] == order[:1]]
-    return any(key.half != "out" or shape == order[:1] for order in fitting)
+    return any(key.is_matrix or shape == order[:1] for order in fitting)

@@ -68,7 +68,7 @@ class LoraAdapter:
         for name, span in self._header.tensors.items():
             # A convolution's factors have more than two dimensions, and its update is not their product.
             key = parse_key(name)
-            if isinstance(key, Lora) and key.half != "out" and len(span.shape) == 2:
+            if isinstance(key, Lora) and key.is_matrix and len(span.shape) == 2:
                 self._factors.setdefault(key.module.removeprefix(PREFIX), {})[key.half] = name
             else:
                 self.other_tensors.append(name)

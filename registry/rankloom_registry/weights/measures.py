@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rankloom_registry.artifacts.keys import base_tensor
 from rankloom_registry.errors import ArtifactError
 from rankloom_registry.formats.checkpoint import Checkpoint, open_checkpoint
 from rankloom_registry.formats.safetensors import float32_blocks
 from rankloom_registry.weights.lora import LoraAdapter, Matrix, Update
-from rankloom_registry.weights.touched import base_tensor
 
 DEAD = 1e-8  # share of the median norm below which a module's update is dead
 

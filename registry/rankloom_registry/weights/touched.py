@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from rankloom_registry.artifacts.keys import changed_tensors, parse_key
 from rankloom_registry.errors import ArtifactError
 from rankloom_registry.formats.safetensors import read_safetensors_header
-
-_PREFIX = "base_model.model."
-# What PEFT adds to a module: the parameter that it changes is the module's own.
-_ADDED = re.compile(r"\.(?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|token_adapter)(?:\..*)?$")
-_WRAPPERS = re.compile(r"\.(?:base_layer|modules_to_save)(?=\.)")
-_HEADS = frozenset({"lm_head", "embed_out"})
-_EMBEDDINGS = re.compile(r"(?:^|.*\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight")
 
 
 def touched_tensors(adapter: str | os.PathLike[str], names: Collection[str]) -> set[str]:
@@ -49,41 +42,15 @@ def touched_tensors(adapter: str | os.PathLike[str], names: Collection[str]) -> 
         )
     parameters = [str(name).rpartition(".")[2] for name in targets]
     touched: set[str] = set()
-    for key in header.tensors:
-        found = _places(key, known, parameters)
+    for name in header.tensors:
+        key = parse_key(name)
+        found = changed_tensors(key, known, parameters) if key else []
         if not found:
-            raise ArtifactError(f"tensor {key!r} of {folder} has no place in the base; give the base it was trained on")
-        touched |= found
+            raise ArtifactError(
+                f"tensor {name!r} of {folder} has no place in the base; give the base it was trained on"
+            )
+        touched.update(found)
     return touched
-
-
-def base_tensor(parameter: str, names: Collection[str]) -> str | None:
-    """Find the name that a base's checkpoint has for a parameter of the model.
-
-    Args:
-        parameter: Its name in the model, such as `transformer.h.0.attn.c_attn.weight`.
-        names: The checkpoint's names; a set or a mapping.
-
-    Returns:
-        The name, or None if the checkpoint lacks the parameter.
-    """
-    # A checkpoint of the inner model (GPT-2's `h.0…`) lacks the first part of the parameter's name.
-    return next((name for name in (parameter, parameter.partition(".")[2]) if name in names), None)
-
-
-def _places(key: str, names: frozenset[str], parameters: Collection[str]) -> set[str]:
-    parameter, added = _ADDED.subn("", _WRAPPERS.sub("", key.removeprefix(_PREFIX)))
-    if not added:
-        wanted = [parameter]
-    elif key.endswith(".lora_B.bias"):
-        wanted = [f"{parameter}.bias"]
-    else:
-        # Factors of a parameter that is not called `weight` (a mixture's experts) name only its module.
-        wanted = [f"{parameter}.{own}" for own in ("weight", *parameters)]
-    found = {name for one in wanted if (name := base_tensor(one, names)) is not None}
-    if not found and wanted[0].rpartition(".")[0] in _HEADS:
-        return {name for name in names if _EMBEDDINGS.fullmatch(name)}
-    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,26 @@ def test_what_does_not(
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     with pytest.raises(ArtifactError, match=reason):
         check_against_base(folder, base, allow=FLAGS)
+
+
+def test_a_bias_of_an_update_needs_none_of_the_module(
+    adapter_folder: Make, write_safetensors: Make, base: Checkpoint
+) -> None:
+    for size, fits in ((3, True), (4, False)):
+        folder = adapter_folder(f"adapter-{size}")
+        tensors = lora("score", 4, 3) | {f"{P}score.lora_B.bias": ones(size)}
+        write_safetensors(folder / "adapter_model.safetensors", tensors)
+        with nullcontext() if fits else pytest.raises(ArtifactError, match=r"\[4\], which does not fit \[3, 4\]"):
+            check_against_base(folder, base)
+
+
+def test_a_head_is_tied_to_the_embeddings_whatever_they_are_called(
+    adapter_folder: Make, write_safetensors: Make, tmp_path: Path
+) -> None:
+    file = write_safetensors(tmp_path / "base" / "model.safetensors", {"model.tok_embeddings.weight": ones(16, 4)})
+    folder = adapter_folder()
+    write_safetensors(folder / "adapter_model.safetensors", lora("lm_head", 4, 16))
+    check_against_base(folder, open_checkpoint(file.parent))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rankloom_registry import ArtifactError
-from rankloom_registry.weights.touched import base_tensor, touched_tensors
+from rankloom_registry.artifacts.keys import base_tensor
+from rankloom_registry.weights.touched import touched_tensors
 
 NAMES = [
     "model.embed_tokens.weight",
@@ -47,6 +48,7 @@ def adapter(tmp_path: Path, write_safetensors: Callable[..., Path]) -> Callable[
         (("model.norm.weight",), {}, ["norm.weight"]),
         (("lm_head.lora_A.weight",), {}, ["embed_tokens.weight"]),
         (("lm_head.weight",), {}, ["embed_tokens.weight"]),
+        (("language_model.lm_head.lora_A.weight",), {}, ["embed_tokens.weight"]),
         (
             ("model.layers.0.experts.base_layer.lora_A.weight", "model.layers.0.experts.lora_A.weight"),
             {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
@@ -77,6 +79,8 @@ def test_what_has_no_place_is_refused(adapter: Callable[..., Path]) -> None:
     for key in ("base_model.model.model.layers.1.q_proj.lora_A.weight", "unknown", "lm_head.lora_A.weight"):
         with pytest.raises(ArtifactError, match="has no place in the base"):
             touched_tensors(adapter(key), ["model.norm.weight"])
+    with pytest.raises(ArtifactError, match="has no place in the base"):
+        touched_tensors(adapter("model.norm.weight"), ["model.norm.weight"])  # PEFT's names have a prefix
 
 
 def test_what_is_no_adapter_is_refused(adapter: Callable[..., Path], tmp_path: Path) -> None:
