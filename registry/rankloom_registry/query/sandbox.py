@@ -21,6 +21,7 @@ _LOCKDOWN = "SET memory_limit = '2GB'; SET enable_external_access = false; SET l
 _STATEMENTS = "SELECT, FROM, WITH, DESCRIBE or SHOW"
 _OF_THE_QUERY = (*STATEMENT_ERRORS, duckdb.OutOfMemoryException)
 _MAX_VALUES = 5_000_000  # half a GB as Python objects, where a row weighs as much as four of its values
+_MAX_BYTES = 512 << 20  # of text, which is up to four times that as Python objects
 # Others read files, take pointers into memory, run SQL given as text, or change settings.
 _TABLE_FUNCTIONS = frozenset(
     {"duckdb_columns", "duckdb_functions", "duckdb_tables", "duckdb_types", "duckdb_views"}
@@ -48,7 +49,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, query: str, *, limit: int |
     check_limit(limit)
     with sandboxed(connection, query, timeout_s=timeout_s):
         most = _MAX_VALUES // (4 + len(connection.sql(query).columns))
-        rows = fetch(connection, query, limit=min(limit or most + 1, most + 1))
+        rows = fetch(connection, query, limit=min(limit or most + 1, most + 1), most_bytes=_MAX_BYTES)
     if len(rows) > most:
         raise QueryError(f"the query gives more than {most} rows; add a LIMIT, or read it with Registry.arrow")
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -42,6 +43,11 @@ STATEMENT_ERRORS = (
     duckdb.ProgrammingError,
 )
 _MOMENT = "TIMESTAMP WITH TIME ZONE"
+
+
+# The types of which every value has the same size.
+_FIXED = re.compile(r"BOOLEAN|\w*INT(EGER)?|FLOAT|DOUBLE|DECIMAL[^[]*|DATE|TIME[^[]*|INTERVAL|UUID")
+_TOO_LARGE = "the result has too much text, or too large lists; narrow it, or add a LIMIT"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -142,7 +148,11 @@ def _translated(error: duckdb.Error, path: Path, write: bool) -> RegistryError:
 
 
 def fetch(
-    connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = (), limit: int | None = None
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Sequence[Any] = (),
+    limit: int | None = None,
+    most_bytes: int | None = None,
 ) -> Rows:
     """Run a query that returns rows.
 
@@ -151,9 +161,14 @@ def fetch(
         query: One statement of the SELECT family, `?` where a parameter goes.
         parameters: The values.
         limit: The most rows to return; None for all.
+        most_bytes: The most bytes that the text in these rows may have; what becomes many Python objects, such as JSON
+            and lists, counts four times. None for any.
 
     Returns:
         A dictionary a row: timestamps are aware and in UTC, JSON is parsed.
+
+    Raises:
+        duckdb.InvalidInputException: If they have more than `most_bytes`.
     """
     relation = connection.sql(query, params=list(parameters))
     kinds = [str(kind) for kind in relation.types]
@@ -165,6 +180,11 @@ def fetch(
     relation = relation.project(f"* REPLACE ({replaced})" if moments else "*")
     if limit is not None:
         relation = relation.limit(limit)
+    sizes = [_size(name, kind) for name, kind in zip(names, kinds, strict=True) if not _FIXED.fullmatch(kind)]
+    if most_bytes is not None and sizes:
+        # Before any of it is a Python object; a running sum, as one over all rows could change their order.
+        more = f"sum({' + '.join(sizes)}) OVER (ROWS UNBOUNDED PRECEDING) > {most_bytes}"
+        relation = relation.project(f"*, CASE WHEN {more} THEN error('{_TOO_LARGE}') END")
     return [dict(zip(names, map(_value, kinds, row), strict=True)) for row in relation.fetchall()]
 
 
@@ -191,6 +211,20 @@ def select(
         for moment, (_, kind, *_) in zip(columns.values(), answer.description, strict=True)
     ]
     return [dict(zip(columns, map(_value, kinds, row), strict=True)) for row in answer.fetchall()]
+
+
+def _size(name: str, kind: str) -> str:
+    """The SQL for the bytes of a column's values, as `fetch` counts them."""
+    match kind:
+        case "VARCHAR":
+            size = f"strlen({_quoted(name)})"
+        case "BLOB":
+            size = f"octet_length({_quoted(name)})"
+        case _ if _FIXED.fullmatch(kind.removesuffix("[]")):
+            size = f"32 * len({_quoted(name)})"  # as text it would be large itself
+        case _:
+            size = f"4 * strlen({_quoted(name)}::VARCHAR)"
+    return f"coalesce({size}, 0)"
 
 
 def _value(kind: str, value: Any) -> Any:

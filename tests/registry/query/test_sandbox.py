@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rankloom_registry import QueryError, Registry
+from rankloom_registry.query import sandbox
 
 
 def test_a_query_reads_the_views(searched: Registry) -> None:
@@ -189,3 +190,40 @@ def test_a_name_in_a_message_is_not_sql(untouched: Registry) -> None:
 
 def test_a_limit_is_no_reason_to_refuse(untouched: Registry) -> None:
     assert len(untouched.sql("from range(2000000)", limit=5)) == 5
+
+
+LARGE = {
+    "text": "select repeat('x', 2000) as t",
+    "text in many rows": "select 'x' || range as t from range(2000)",
+    "a blob": "select repeat('x', 2000)::blob as t",
+    "JSON": "select ('[' || repeat('[],', 100) || '1]')::json as t",
+    "a list": "select range(200) as t",
+    "a list of lists": "select [range(200)] as t",
+    "a list of structures": "select list({'a': range}) as t from range(50)",
+    "a map": "select map(range(100), range(100)) as t",
+    "beside nothing": "select null as a, repeat('x', 2000) as t, null::varchar as b",
+    "a name in quotes": 'select repeat(\'x\', 2000) as "a ""b"',
+    "an enum": "select 'x'::enum('x') as t from range(1000)",
+}
+
+
+@pytest.mark.parametrize("query", LARGE.values(), ids=LARGE)
+def test_a_result_of_few_values_may_be_too_large_too(
+    untouched: Registry, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    assert untouched.sql(query)
+    monkeypatch.setattr(sandbox, "_MAX_BYTES", 1000)
+    with pytest.raises(QueryError, match="narrow it"):
+        untouched.sql(query)
+
+
+def test_numbers_and_a_limit_keep_a_result_small(untouched: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_MAX_BYTES", 1000)
+    numbers = "range, range / 7, range::decimal(18, 3), range::hugeint, range > 5, timestamptz '2026-01-01', null"
+    assert len(untouched.sql(f"select {numbers} from range(5000)")) == 5000
+    assert len(untouched.sql("select 'x' || range as t from range(2000)", limit=100)) == 100
+
+
+def test_measuring_a_result_keeps_its_order(untouched: Registry) -> None:
+    rows = untouched.sql("select lpad(range::varchar, 7, '0') as t from range(400000) order by t desc")
+    assert [row["t"] for row in rows] == [f"{number:07}" for number in reversed(range(400_000))]
