@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import numpy as np
 import pytest
 
 import rankloom_registry
-from rankloom_registry import AdapterAdded, BaseFingerprint, BaseSeen, Event, Registry, SearchStarted, TrialStarted
+from rankloom_registry import (
+    AdapterAdded,
+    ArtifactStore,
+    BaseFingerprint,
+    BaseSeen,
+    Event,
+    Registry,
+    SearchStarted,
+    TrialStarted,
+)
 
 ROOT = "c" * 64
 ADDRESS = "a" * 64
@@ -147,3 +157,12 @@ def adapter_folder(tmp_path: Path, write_safetensors: Callable[..., Path]) -> Ca
 def child_environment() -> dict[str, str]:
     """For a process that imports the registry as this one does."""
     return os.environ | {"PYTHONPATH": str(Path(rankloom_registry.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(params=["folder", "memory"])
+def kept(request: pytest.FixtureRequest, registry: Registry, base: BaseFingerprint) -> Registry:
+    """A registry with a base, and its artifacts in a folder or at a URL."""
+    if request.param == "memory":
+        registry.artifacts = ArtifactStore(f"memory://{uuid.uuid4().hex}")
+    registry.record(BaseSeen(base=base))
+    return registry

@@ -27,14 +27,6 @@ Make = Callable[..., Path]
 AT_ONCE = timedelta(0)
 
 
-@pytest.fixture(params=["folder", "memory"])
-def kept(request: pytest.FixtureRequest, registry: Registry, base: BaseFingerprint) -> Registry:
-    if request.param == "memory":
-        registry.artifacts = ArtifactStore(f"memory://{uuid.uuid4().hex}")
-    registry.record(BaseSeen(base=base))
-    return registry
-
-
 @pytest.fixture
 def folder(tmp_path: Path, adapter_folder: Make, write_safetensors: Make) -> Make:
     def make(name: str, seed: int) -> Path:

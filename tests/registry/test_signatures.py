@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from rankloom_registry import (
     AdapterAdded,
     AdapterDiscarded,
     ArtifactError,
-    ArtifactStore,
     BaseFingerprint,
-    BaseSeen,
     Registry,
     RegistryWriteError,
     SignatureError,
@@ -25,15 +22,6 @@ from rankloom_registry.signing import Signer, Verifier
 
 Keys = tuple[Path, Path]
 Make = Callable[..., Path]
-
-
-@pytest.fixture(params=["folder", "memory"])
-def kept(request: pytest.FixtureRequest, registry: Registry, base: BaseFingerprint) -> Registry:
-    """A registry that asks for no signature, with its artifacts in a folder or at a URL."""
-    if request.param == "memory":
-        registry.artifacts = ArtifactStore(f"memory://{uuid.uuid4().hex}")
-    registry.record(BaseSeen(base=base))
-    return registry
 
 
 @pytest.fixture
