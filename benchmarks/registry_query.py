@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +56,19 @@ FROM made;
 INSERT INTO store.step_metrics BY NAME
 SELECT trial_id, 25 * (1 + step) AS step, eval_loss + 1 / (1 + step) AS eval_loss FROM made, range(4) s(step);
 INSERT INTO store.adapters BY NAME
-SELECT adapter_id, 'sweep-' || search || '-' || (i % 16) AS name,
+SELECT i AS sequence, adapter_id, 'sweep-' || search || '-' || (i % 16) AS name,
     CASE i % 4 WHEN 0 THEN 'discarded' ELSE 'available' END AS status, trial_id,
-    'search-' || search AS search_id, i % 16 AS trial_number, root AS base_content_root, r,
+    'search-' || search AS search_id, 'sweep-' || search AS search_name, i % 16 AS trial_number,
+    root AS base_content_root, 'org/base-' || (search % 8) || '@0123' AS base_identity, r,
     2.0 * r AS lora_alpha, false AS use_rslora, 0.0 AS lora_dropout, learning_rate, 'all-linear' AS target_modules,
     i % 7 AS seed, eval_loss, eval_loss - 0.1 AS train_loss, 100 AS steps, 102400 AS train_tokens,
     2000000000 AS peak_memory_bytes, 60.0 AS wall_s, created_at, sha256(i::VARCHAR) AS artifact_sha256,
-    json_object('r', r, 'learning_rate', learning_rate) AS params
+    json_object('r', r, 'learning_rate', learning_rate) AS params,
+    CASE WHEN i % 16 = 0 AND search % 10 = 0 THEN ['best'] ELSE [] END AS aliases
 FROM made;
 INSERT INTO store.aliases
 SELECT 'sweep-' || search || '-0', 'best', adapter_id, created_at FROM made WHERE i % 16 = 0 AND search % 10 = 0;
 """
-
-
-class Held(Reader):
-    """A registry that stays attached."""
-
-    def __init__(self, registry: Registry, connection: duckdb.DuckDBPyConnection) -> None:
-        self.path = registry.path
-        self._connection = connection
-
-    def _reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return nullcontext(self._connection)
 
 
 def fill(path: Path, adapters: int) -> Registry:
@@ -119,8 +109,7 @@ def measure(folder: Path, adapters: int, repeats: int) -> dict[str, Any]:
     where = one_base(registry)
     columns = "adapter_id, name, status, eval_loss, steps, r, lora_alpha, learning_rate, target_modules"
     query = f"select {columns} from adapters where {where} order by eval_loss, created_at desc, adapter_id limit 20"
-    with attached(registry.path, write=False, timeout_s=60) as connection:
-        held = Held(registry, connection)
+    with registry.held() as held:
         found["top_20_held_open"] = timed(lambda: held.adapters(where, "eval_loss", 20), repeats)
     found["top_20"] = timed(lambda: registry.adapters(where, "eval_loss", 20), repeats)
     found["top_20_in_sql"] = timed(lambda: registry.sql(query), repeats)

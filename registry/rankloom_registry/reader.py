@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
+from rankloom_registry.artifacts import ArtifactStore
 from rankloom_registry.errors import AdapterNotFoundError, BaseNotFoundError, QueryError, SearchNotFoundError
 from rankloom_registry.lineage import Lineage
 from rankloom_registry.query.filters import check_limit, select_adapters
@@ -41,9 +42,11 @@ class Reader(ABC):
 
     Attributes:
         path: The resolved path of the registry's file.
+        artifacts: The adapters' files.
     """
 
     path: Path
+    artifacts: ArtifactStore
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -246,9 +249,12 @@ class Reader(ABC):
         with self._reading() as connection:
             rows = select(connection, _columns(record), query, parameters)
         if record is Adapter:
+            root = self.artifacts.root if isinstance(self.artifacts.root, Path) else None
             for row in rows:
                 row["aliases"], row["tags"] = tuple(row["aliases"]), tuple(row["tags"])
-                row["artifact_path"] = row["artifact_path"] and self.path.parent / row["artifact_path"]
+                # Artifacts at a URL have no folder to name: Registry.checkout brings one.
+                folder = root / row["artifact_path"] if root is not None and row["artifact_path"] else None
+                row["artifact_path"] = folder
         return [record(**row) for row in rows]
 
 

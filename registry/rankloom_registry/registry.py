@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -239,9 +239,35 @@ class Registry(Reader):
         """
         return rebuild(Path(path).expanduser().resolve(), runs=runs, wait_s=wait_s)
 
+    @contextmanager
+    def held(self) -> Iterator[Reader]:
+        """Hold the registry open for several questions: they see one state of it, and each is answered sooner.
+
+        Yields:
+            What reads it. Unless a search runs, nobody can write meanwhile, and this process cannot even read by other
+            means: ask, and let go.
+
+        Raises:
+            RegistryBusyError: If another program kept it for too long.
+        """
+        with self._reading() as connection:
+            yield _Held(self, connection)
+
     def _reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         # While an owner has the file this is a snapshot, which holds at least what this Registry has recorded.
         return access.reading(self.path, timeout_s=self._wait_s, at_least=self._last)
+
+
+class _Held(Reader):
+    """A registry while it is held open."""
+
+    def __init__(self, registry: Registry, connection: duckdb.DuckDBPyConnection) -> None:
+        self.path = registry.path
+        self.artifacts = registry.artifacts
+        self._connection = connection
+
+    def _reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return nullcontext(self._connection)
 
 
 def _address(adapter: Adapter) -> str:

@@ -26,6 +26,7 @@ from rankloom_registry import (
     EventError,
     Promoted,
     Registry,
+    RegistryBusyError,
     RegistryError,
     RegistryFormatError,
     RegistryNotFoundError,
@@ -280,7 +281,7 @@ def test_an_adapter_has_its_columns_as_fields(searched: Registry) -> None:
     assert adapter.created_at.tzinfo is UTC and abs((datetime.now(UTC) - adapter.created_at).total_seconds()) < 3600
     columns = searched.sql("describe adapters")
     types = {row["column_name"]: row["column_type"] for row in columns}
-    assert list(types) == list(type(adapter).__dataclass_fields__)
+    assert list(types) == [*type(adapter).__dataclass_fields__, "sequence"]
     assert (types["r"], types["eval_loss"], types["created_at"]) == ("INTEGER", "DOUBLE", "TIMESTAMP WITH TIME ZONE")
 
 
@@ -405,3 +406,15 @@ def test_the_first_label_of_a_base_stays(registry: Registry, base: BaseFingerpri
     registry.record(BaseSeen(base=base), BaseSeen(base=dataclasses.replace(base, identity="/a/copy")))
     assert [found.identity for found in registry.bases()] == ["org/tiny@0123"]
     assert len(registry.events()) == 2
+
+
+def test_a_held_registry_answers_from_one_state(searched: Registry) -> None:
+    best, before = searched.adapters(order_by="eval_loss", limit=1), searched.aliases()
+    move = AliasMoved(name="first", alias="next", adapter_id=best[0].adapter_id)
+    other = Registry.open(searched.path, wait_s=0.1)
+    with searched.held() as held:
+        assert held.adapters(order_by="eval_loss", limit=1) == best
+        with pytest.raises(RegistryBusyError, match="another thread"):
+            other.record(move)
+        assert held.aliases() == before
+    assert other.record(move) == 1 and len(searched.aliases()) == len(before) + 1

@@ -170,20 +170,28 @@ def _(event: TrialEnded, connection: duckdb.DuckDBPyConnection) -> None:
 @fold.register
 def _(event: AdapterAdded, connection: duckdb.DuckDBPyConnection) -> None:
     _require(connection, event, "bases", "content_root", event.base_content_root)
+    query = "SELECT identity FROM store.bases WHERE content_root = ?"
+    ((identity,),) = connection.execute(query, [event.base_content_root]).fetchall()
     origin: dict[str, Any] = {}
     if event.trial_id is not None:
         _require(connection, event, "trials", "trial_id", event.trial_id)
-        query = "SELECT search_id, number FROM store.trials WHERE trial_id = ?"
-        ((search_id, number),) = connection.execute(query, [event.trial_id]).fetchall()
-        origin = {"search_id": search_id, "trial_number": number}
+        query = """
+            SELECT t.search_id, s.name, t.number FROM store.trials t JOIN store.searches s USING (search_id)
+            WHERE t.trial_id = ?"""
+        (found,) = connection.execute(query, [event.trial_id]).fetchall()
+        origin = dict(zip(("search_id", "search_name", "trial_number"), found, strict=True))
     target = event.params.get("target_modules")
+    query = "SELECT sequence FROM store.events WHERE event_id = ?"
+    ((sequence,),) = connection.execute(query, [event.event_id]).fetchall()
     row = {
         "adapter_id": event.adapter_id,
+        "sequence": sequence,
         "name": event.name,
         "status": event.status,
         "trial_id": event.trial_id,
         **origin,
         "base_content_root": event.base_content_root,
+        "base_identity": identity,
         **{name: event.params.get(name) for name in _PARAMS},
         "target_modules": target if isinstance(target, str | None) else "+".join(target),
         **{name: event.metrics.get(name) for name in (*_TRIAL_METRICS, *_WEIGHT_METRICS)},
@@ -229,9 +237,15 @@ def _(event: Promoted, connection: duckdb.DuckDBPyConnection) -> None:
 def _(event: AliasMoved, connection: duckdb.DuckDBPyConnection) -> None:
     if event.adapter_id is not None:
         _require(connection, event, "adapters", "adapter_id", event.adapter_id)
+    key = [event.name, event.alias]
+    before = connection.execute("SELECT adapter_id FROM store.aliases WHERE name = ? AND alias = ?", key).fetchall()
     # An alias that is gone keeps its row: DuckDB refuses to insert a key that the same transaction deleted.
     moved = "ON CONFLICT (name, alias) DO UPDATE SET adapter_id = excluded.adapter_id, created_at = excluded.created_at"
     _insert(connection, "aliases", event.payload | {"created_at": event.at}, moved)
+    for adapter_id in {event.adapter_id, *(previous for (previous,) in before)} - {None}:
+        query = "SELECT alias FROM store.aliases WHERE adapter_id = ? ORDER BY alias"
+        aliases = [alias for (alias,) in connection.execute(query, [adapter_id]).fetchall()]
+        _change(connection, "adapters", "adapter_id", adapter_id, {"aliases": aliases})
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, Any], conflict: str = "") -> None:

@@ -11,7 +11,6 @@ from sqlglot import exp, parse_one
 from sqlglot.errors import SqlglotError
 
 from rankloom_registry.errors import QueryError
-from rankloom_registry.store.views import JOINED, adapters_of
 
 _MAX_LENGTH = 4000
 _OPERATORS: dict[type[exp.Expr], str] = {
@@ -28,7 +27,6 @@ _OPERATORS: dict[type[exp.Expr], str] = {
     exp.ILike: "ILIKE",
 }
 _ORDER = re.compile(r"\s*(\w+)(?:\s+(asc|desc))?(?:\s+nulls\s+(first|last))?\s*", re.IGNORECASE)
-_QUOTED = re.compile(r'"(\w+)"')  # every column that was built; no literal is part of the SQL
 _ALLOWED = "comparisons of columns with literals, joined by and, or, not, in, between, like, is null"
 
 
@@ -53,19 +51,12 @@ def select_adapters(
     check_limit(limit)
     condition, parameters = build_where(where, columns) if where is not None else ("TRUE", [])
     order = build_order(order_by, columns) + ", " if order_by is not None else ""
-    order += "created_at DESC, adapter_id"
+    order += "sequence DESC"
     if tag is not None:
         condition += " AND list_contains(tags, ?)"
         parameters.append(tag)
-    selection = f"WHERE {condition} ORDER BY {order}"
-    if limit is None:
-        return f"FROM adapters {selection}", parameters
-    selection += f" LIMIT {limit}"
-    if JOINED.intersection(_QUOTED.findall(selection)):
-        return f"FROM adapters {selection}", parameters
-    # The database does not see that the joins keep every row, and would join a million for the top few: six times the
-    # work.
-    return f"FROM ({adapters_of(f'(FROM store.adapters {selection})')}) ORDER BY {order}", parameters
+    limited = "" if limit is None else f" LIMIT {limit}"
+    return f"FROM adapters WHERE {condition} ORDER BY {order}{limited}", parameters
 
 
 def check_limit(limit: int | None) -> None:

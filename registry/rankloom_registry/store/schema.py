@@ -137,7 +137,28 @@ UPDATE store.adapters a SET search_id = t.search_id, trial_number = t.number
 FROM store.trials t WHERE t.trial_id = a.trial_id;
 """
 
-MIGRATIONS: dict[str, str] = {"0001-first": _FIRST, "0002-records": _RECORDS, "0003-origins": _ORIGINS}
+# What a leaderboard shows of an adapter stands in its row: to plan joins took longer than to find the rows. And of two
+# as good and as old, the one recorded first comes first: to compare ids would mean to read a million.
+_LABELS = """
+ALTER TABLE store.adapters ADD COLUMN sequence BIGINT;
+ALTER TABLE store.adapters ADD COLUMN search_name VARCHAR;
+ALTER TABLE store.adapters ADD COLUMN base_identity VARCHAR;
+ALTER TABLE store.adapters ADD COLUMN aliases VARCHAR[] DEFAULT [];
+UPDATE store.adapters a SET sequence = e.sequence
+FROM store.events e WHERE e.kind = 'adapter_added' AND e.subject = a.adapter_id;
+UPDATE store.adapters a SET search_name = s.name FROM store.searches s WHERE s.search_id = a.search_id;
+UPDATE store.adapters a SET base_identity = b.identity FROM store.bases b WHERE b.content_root = a.base_content_root;
+UPDATE store.adapters a SET aliases = l.aliases
+FROM (SELECT adapter_id, list(alias ORDER BY alias) AS aliases FROM store.aliases GROUP BY adapter_id) l
+WHERE l.adapter_id = a.adapter_id;
+"""
+
+MIGRATIONS: dict[str, str] = {
+    "0001-first": _FIRST,
+    "0002-records": _RECORDS,
+    "0003-origins": _ORIGINS,
+    "0004-labels": _LABELS,
+}
 
 
 def applied(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:

@@ -7,33 +7,10 @@ from __future__ import annotations
 
 import duckdb
 
-# The columns of the view `adapters` that come from other tables than `store.adapters`.
-JOINED = frozenset({"search_name", "base_identity", "artifact_path", "aliases"})
-
-_ADAPTERS = """
-    SELECT a.adapter_id, a.name, a.status, a.search_id, s.name AS search_name, a.trial_id,
-        a.trial_number, b.identity AS base_identity, a.base_content_root, a.r, a.lora_alpha,
-        a.use_rslora, a.lora_dropout, a.learning_rate, a.target_modules, a.seed, a.eval_loss, a.train_loss,
-        a.steps, a.train_tokens, a.peak_memory_bytes, a.wall_s, a.effective_rank, a.update_norm, a.created_at,
-        -- A registry whose artifacts lie at a URL has no folder to name: Registry.checkout brings one.
-        CASE a.status WHEN 'available' THEN
-            (SELECT value FROM store.settings WHERE key = 'artifacts' AND NOT contains(value, '://'))
-            || '/sha256/' || a.artifact_sha256[1:2] || '/' || a.artifact_sha256
-        END AS artifact_path,
-        a.artifact_sha256, coalesce(l.aliases, []) AS aliases, a.tags, a.note, a.params
-    FROM {rows} a
-    LEFT JOIN store.bases b ON b.content_root = a.base_content_root
-    LEFT JOIN store.searches s ON s.search_id = a.search_id
-    LEFT JOIN (
-        SELECT adapter_id, list(alias ORDER BY alias) AS aliases
-        FROM store.aliases WHERE adapter_id IS NOT NULL GROUP BY adapter_id) l ON l.adapter_id = a.adapter_id"""
-
 _TRIALS = """
     SELECT t.*, (SELECT max(a.adapter_id) FROM store.adapters a WHERE a.trial_id = t.trial_id) AS adapter_id
     FROM {rows} t"""
 
-# Only outer joins, each to a primary key: the rows of a view are those of its own table, so that the top rows of the
-# table are the top rows of the view.
 VIEWS: dict[str, str] = {
     "events": "FROM store.events",
     "step_metrics": "FROM store.step_metrics",
@@ -70,17 +47,17 @@ VIEWS: dict[str, str] = {
         FROM store.searches s
         LEFT JOIN store.bases b ON b.content_root = s.base_content_root
         LEFT JOIN summary m USING (search_id)""",
-    "adapters": _ADAPTERS.format(rows="store.adapters"),
+    # No join: DuckDB then finds the top rows by few columns, and reads the others for those alone. Which folder
+    # `artifact_path` lies below is a setting.
+    "adapters": """
+        SELECT adapter_id, name, status, search_id, search_name, trial_id, trial_number, base_identity,
+            base_content_root, r, lora_alpha, use_rslora, lora_dropout, learning_rate, target_modules, seed, eval_loss,
+            train_loss, steps, train_tokens, peak_memory_bytes, wall_s, effective_rank, update_norm, created_at,
+            CASE status WHEN 'available' THEN 'sha256/' || artifact_sha256[1:2] || '/' || artifact_sha256 END
+                AS artifact_path,
+            artifact_sha256, aliases, tags, note, params, sequence
+        FROM store.adapters""",
 }
-
-
-def adapters_of(rows: str) -> str:
-    """The query of the view `adapters`, over some rows only.
-
-    Args:
-        rows: SQL that stands in FROM and has the columns of `store.adapters`.
-    """
-    return _ADAPTERS.format(rows=rows)
 
 
 def trials_of(rows: str) -> str:

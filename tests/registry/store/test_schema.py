@@ -48,6 +48,8 @@ def test_a_registry_of_an_earlier_version_is_brought_up_to_date_when_asked(old: 
     best = registry.adapter("first@prod")
     assert [adapter.adapter_id for adapter in registry.adapters()] == ["adapter1", "adapter0"]
     assert (best.eval_loss, best.r, best.tags, best.note, best.update_norm) == (1.9, 16, (), "", None)
+    assert (best.search_name, best.base_identity, best.aliases) == ("first", registry.bases()[0].identity, ("prod",))
+    assert registry.adapter("adapter0").aliases == ()
     lineage = registry.lineage("adapter1")
     assert lineage.search is not None and lineage.trial is not None
     assert (lineage.search.name, lineage.trial.number) == ("first", 1)
@@ -65,6 +67,7 @@ def test_a_registry_of_an_earlier_version_is_brought_up_to_date_when_asked(old: 
     assert registry.base_leaves("c" * 64) == {"w": "1" * 64}
     assert registry.adapter("adapter1").tags == ("a",)
     assert registry.alias_history("first")[0].previous == "adapter1"
+    assert (registry.adapter("adapter0").aliases, registry.adapter("adapter1").aliases) == (("prod",), ())
 
 
 def test_a_migration_that_fails_changes_nothing(
