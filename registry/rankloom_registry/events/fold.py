@@ -108,20 +108,14 @@ def _(event: SearchStarted, connection: duckdb.DuckDBPyConnection) -> None:
 
 @fold.register
 def _(event: SearchResumed, connection: duckdb.DuckDBPyConnection) -> None:
-    _require(connection, event, "searches", "search_id", event.search_id)
-    connection.execute(
-        "UPDATE store.searches SET status = 'running', message = '', ended_at = NULL WHERE search_id = ?",
-        [event.search_id],
-    )
+    again = {"status": "running", "message": "", "ended_at": None}
+    _change(connection, event, "searches", "search_id", event.search_id, again)
 
 
 @fold.register
 def _(event: SearchEnded, connection: duckdb.DuckDBPyConnection) -> None:
-    _require(connection, event, "searches", "search_id", event.search_id)
-    connection.execute(
-        "UPDATE store.searches SET status = ?, message = ?, ended_at = ? WHERE search_id = ?",
-        [event.status, event.message, event.at, event.search_id],
-    )
+    end = {"status": event.status, "message": event.message, "ended_at": event.at}
+    _change(connection, event, "searches", "search_id", event.search_id, end)
     connection.execute(
         "UPDATE store.trials SET status = 'interrupted', ended_at = ? WHERE search_id = ? AND status = 'running'",
         [event.at, event.search_id],
@@ -151,20 +145,15 @@ def _(event: TrialStarted, connection: duckdb.DuckDBPyConnection) -> None:
 
 @fold.register
 def _(event: TrialReported, connection: duckdb.DuckDBPyConnection) -> None:
-    _require(connection, event, "trials", "trial_id", event.trial_id)
+    _change(connection, event, "trials", "trial_id", event.trial_id, _latest(event.metrics) | {"steps": event.step})
     row = {"trial_id": event.trial_id, "step": event.step} | {name: event.metrics.get(name) for name in _STEP_METRICS}
     _insert(connection, "step_metrics", row)
-    _keep_latest(connection, event.trial_id, {"steps": event.step} | dict(event.metrics))
 
 
 @fold.register
 def _(event: TrialEnded, connection: duckdb.DuckDBPyConnection) -> None:
-    _require(connection, event, "trials", "trial_id", event.trial_id)
-    _keep_latest(connection, event.trial_id, event.metrics)
-    connection.execute(
-        "UPDATE store.trials SET status = ?, message = ?, ended_at = ? WHERE trial_id = ?",
-        [event.status, event.message, event.at, event.trial_id],
-    )
+    end = {"status": event.status, "message": event.message, "ended_at": event.at}
+    _change(connection, event, "trials", "trial_id", event.trial_id, _latest(event.metrics) | end)
 
 
 @fold.register
@@ -205,18 +194,18 @@ def _(event: AdapterAdded, connection: duckdb.DuckDBPyConnection) -> None:
 @fold.register
 def _(event: AdapterAnnotated, connection: duckdb.DuckDBPyConnection) -> None:
     _require(connection, event, "adapters", "adapter_id", event.adapter_id)
-    changes: dict[str, Any] = {"name": event.name, "note": event.note}
+    changes = _known({"name": event.name, "note": event.note})
     if event.tags_added or event.tags_removed:
         query = "SELECT tags FROM store.adapters WHERE adapter_id = ?"
         ((tags,),) = connection.execute(query, [event.adapter_id]).fetchall()
         changes["tags"] = sorted({*tags, *event.tags_added} - {*event.tags_removed})
-    _change(connection, "adapters", "adapter_id", event.adapter_id, changes)
+    if changes:
+        _change(connection, event, "adapters", "adapter_id", event.adapter_id, changes)
 
 
 @fold.register
 def _(event: AdapterDiscarded, connection: duckdb.DuckDBPyConnection) -> None:
-    _require(connection, event, "adapters", "adapter_id", event.adapter_id)
-    connection.execute("UPDATE store.adapters SET status = 'discarded' WHERE adapter_id = ?", [event.adapter_id])
+    _change(connection, event, "adapters", "adapter_id", event.adapter_id, {"status": "discarded"})
 
 
 @fold.register
@@ -245,7 +234,7 @@ def _(event: AliasMoved, connection: duckdb.DuckDBPyConnection) -> None:
     for adapter_id in {event.adapter_id, *(previous for (previous,) in before)} - {None}:
         query = "SELECT alias FROM store.aliases WHERE adapter_id = ? ORDER BY alias"
         aliases = [alias for (alias,) in connection.execute(query, [adapter_id]).fetchall()]
-        _change(connection, "adapters", "adapter_id", adapter_id, {"aliases": aliases})
+        _change(connection, event, "adapters", "adapter_id", adapter_id, {"aliases": aliases})
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, Any], conflict: str = "") -> None:
@@ -254,21 +243,31 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str,
     connection.execute(f"INSERT INTO store.{table} ({columns}) VALUES ({marks}) {conflict}", values)
 
 
-def _keep_latest(connection: duckdb.DuckDBPyConnection, trial_id: str, metrics: Mapping[str, Any]) -> None:
-    _change(connection, "trials", "trial_id", trial_id, {name: metrics.get(name) for name in _TRIAL_METRICS})
-
-
 def _change(
-    connection: duckdb.DuckDBPyConnection, table: str, column: str, key: str, changes: Mapping[str, Any]
+    connection: duckdb.DuckDBPyConnection, event: Event, table: str, column: str, key: str, changes: Mapping[str, Any]
 ) -> None:
-    known = {name: value for name, value in changes.items() if value is not None}
-    if known:
-        marks = ", ".join(f"{name} = ?" for name in known)
-        connection.execute(f"UPDATE store.{table} SET {marks} WHERE {column} = ?", [*known.values(), key])
+    marks = ", ".join(f"{name} = ?" for name in changes)
+    update = f"UPDATE store.{table} SET {marks} WHERE {column} = ?"
+    ((changed,),) = connection.execute(update, [*changes.values(), key]).fetchall()
+    if not changed:
+        raise _unknown(event, column, key)
 
 
 def _require(connection: duckdb.DuckDBPyConnection, event: Event, table: str, column: str, value: str) -> None:
     if not connection.execute(f"SELECT 1 FROM store.{table} WHERE {column} = ?", [value]).fetchall():
-        raise EventError(
-            f"{event.kind} speaks of {column} {value!r}, which the registry has not recorded; record that first"
-        )
+        raise _unknown(event, column, value)
+
+
+def _unknown(event: Event, column: str, value: str) -> EventError:
+    return EventError(
+        f"{event.kind} speaks of {column} {value!r}, which the registry has not recorded; record that first"
+    )
+
+
+def _latest(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that a trial keeps: the last of each that was reported."""
+    return _known({name: metrics.get(name) for name in _TRIAL_METRICS})
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
