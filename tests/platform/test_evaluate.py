@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rankloom.errors import DataError, PromotionError
 from rankloom.evaluate import base_of, evaluate_adapter, held_out_rows
-from rankloom.promote import output_folder
+from rankloom.promotion.promote import output_folder
 from rankloom_registry import AdapterNotFoundError, ArtifactError, Registry
 
 

@@ -103,7 +103,7 @@ def promote(
 ) -> None:
     """Merge an adapter into its full-precision base, measure what came out, and export it."""
     from rankloom.hush import hush
-    from rankloom.promote import promote as run
+    from rankloom.promotion.promote import promote as run
 
     hush()
 

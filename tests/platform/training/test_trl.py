@@ -241,7 +241,7 @@ def test_gpt2_trains_and_merges_as_peft_does(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from rankloom.merge import merge_adapter
+    from rankloom.merging.merge import merge_adapter
 
     base = load_resident_base(gpt2, QuantizationConfig(**options), TrainingConfig())
     # Only here is a Conv1D's weight square, so that a product the wrong way round would fit.

@@ -22,7 +22,7 @@ from rankloom.evaluate import (
     measure,
     search_settings,
 )
-from rankloom.merge import merge_adapter
+from rankloom.merging.merge import merge_adapter
 from rankloom.models import split_identity
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
 from rankloom_registry.files import sync_folder, write_atomically

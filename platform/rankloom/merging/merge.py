@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from rankloom.errors import MergeError
-from rankloom.lora_update import DTYPES, LoraUpdate, open_weights, plan_updates, read_lora
+from rankloom.merging.updates import DTYPES, LoraUpdate, open_weights, plan_updates, read_lora
 from rankloom_registry.errors import FingerprintError
 from rankloom_registry.files import sync_folder
 from rankloom_registry.formats.checkpoint import INDEX, Checkpoint, open_checkpoint

@@ -17,10 +17,10 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from rankloom import merge
 from rankloom.errors import MergeError
-from rankloom.lora_update import Lora
-from rankloom.merge import merge_adapter
+from rankloom.merging import merge
+from rankloom.merging.merge import merge_adapter
+from rankloom.merging.updates import Lora
 
 SIZES = {
     "vocab_size": 64,

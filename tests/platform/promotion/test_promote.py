@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rankloom.errors import PromotionError, RankloomError
-from rankloom.promote import LOST_GAIN, MANIFEST, TOLERANCE, promote
+from rankloom.promotion.promote import LOST_GAIN, MANIFEST, TOLERANCE, promote
 from rankloom_registry import ArtifactError, InvalidNameError, Registry, RegistryError, SignatureError
 from rankloom_registry.signing import Signer, Verifier, verify
 

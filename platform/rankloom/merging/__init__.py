@@ -1,0 +1,1 @@
+"""Merges an adapter into the full-precision weights of its base, shard by shard."""

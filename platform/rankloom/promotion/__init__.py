@@ -1,0 +1,1 @@
+"""Promotion: an adapter becomes a model that is checked, measured, exported and recorded."""
