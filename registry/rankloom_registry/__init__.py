@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankloom_registry.artifacts import ArtifactStore, check_against_base, check_folder
 from rankloom_registry.bases.fingerprint import fingerprint_base, read_base, sample_base, tensor_leaves, touched_root
-from rankloom_registry.curation import discard, move_alias, remove_alias
+from rankloom_registry.curation import discard, move_alias, remove_alias, undo_promotion
 from rankloom_registry.errors import (
     AdapterNotFoundError,
     ArtifactError,
@@ -33,6 +33,7 @@ from rankloom_registry.events.kinds import (
     BaseSeen,
     Evaluated,
     Promoted,
+    PromotionUndone,
     SearchEnded,
     SearchResumed,
     SearchStarted,
@@ -95,6 +96,7 @@ __all__ = [
     "ModuleWeights",
     "Promoted",
     "PromotionRecord",
+    "PromotionUndone",
     "QueryError",
     "RebuildReport",
     "Registry",
@@ -134,5 +136,6 @@ __all__ = [
     "tensor_leaves",
     "touched_root",
     "touched_tensors",
+    "undo_promotion",
     "validate_name",
 ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankloom_registry.errors import EventError
-from rankloom_registry.events.kinds import AdapterDiscarded, AliasMoved
+from rankloom_registry.events.kinds import AdapterDiscarded, AliasMoved, PromotionUndone
 from rankloom_registry.names import validate_name
-from rankloom_registry.records import Adapter, AliasMove
+from rankloom_registry.records import Adapter, AliasMove, PromotionRecord
 from rankloom_registry.registry import Registry
 
 
@@ -64,6 +64,55 @@ def remove_alias(registry: Registry, ref: str, alias: str, *, why: str = "") -> 
         raise EventError(f"adapter {adapter.adapter_id} has no alias {alias!r} (it has: {has}); name one that it has")
     registry.record(*(AliasMoved(name=name, alias=alias, adapter_id=None, why=why) for name in names))
     return [registry.alias_history(name, alias)[0] for name in names]
+
+
+def undo_promotion(registry: Registry, ref: str, *, why: str = "") -> tuple[PromotionRecord, AliasMove | None]:
+    """Undo the last promotion of an adapter that was done: the alias that it moved means again what it meant before.
+
+    Args:
+        registry: The registry.
+        ref: The adapter, as for `Registry.adapter`.
+        why: The reason, for the log.
+
+    Returns:
+        The promotion as it is now, and the move of its alias, if it had moved one. What it had written stays.
+
+    Raises:
+        AdapterNotFoundError: If the reference means no adapter, or several.
+        EventError: If no promotion of it is left to undo, if its alias has been moved since, or if the files of the
+            adapter that the alias meant before were dropped.
+    """
+    adapter = registry.adapter(ref)
+    last = next((one for one in registry.promotions(adapter.adapter_id) if one.status == "done"), None)
+    if last is None:
+        raise EventError(f"no promotion of adapter {adapter.adapter_id} is left to undo; see `rankloom adapters show`")
+    back = None if last.alias is None else _back(registry, last, last.alias, why)
+    registry.record(
+        PromotionUndone(adapter_id=adapter.adapter_id, promotion_id=last.promotion_id, why=why),
+        *([back] if back else []),
+    )
+    undone = next(one for one in registry.promotions(adapter.adapter_id) if one.promotion_id == last.promotion_id)
+    return undone, registry.alias_history(back.name, back.alias)[0] if back else None
+
+
+def _back(registry: Registry, promotion: PromotionRecord, reference: str, why: str) -> AliasMoved | None:
+    """The move of an alias back to what it meant before a promotion; None if it meant the same adapter."""
+    name, _, alias = reference.partition("@")
+    moves = registry.alias_history(name, alias)
+    if moves[0].adapter_id != promotion.adapter_id:
+        raise EventError(
+            f"{reference} was moved after promotion {promotion.promotion_id}, to {moves[0].adapter_id or 'nothing'}; "
+            "move it with `rankloom adapters alias` if need be"
+        )
+    own = [move for move in moves if move.at >= promotion.created_at][-1]  # they were recorded together
+    if own.previous == promotion.adapter_id:
+        return None
+    if own.previous is not None and (meant := registry.adapter(own.previous)).status != "available":
+        raise EventError(
+            f"{reference} meant adapter {meant.adapter_id} before, which is {meant.status}; "
+            "let it mean another one with `rankloom adapters alias`"
+        )
+    return AliasMoved(name=name, alias=alias, adapter_id=own.previous, why=why)
 
 
 def discard(registry: Registry, refs: Sequence[str], *, reason: str = "", force: bool = False) -> list[Adapter]:

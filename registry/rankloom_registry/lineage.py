@@ -60,7 +60,7 @@ class Lineage:
         for one in self.promotions:
             text = f"{one.status}, {one.recipe}" + (f": {one.reason}" if one.reason else "")
             after.append(Step(one.created_at, "promotion", one.promotion_id, text))
-            if one.status == "done":
+            if one.status != "refused":
                 after.append(Step(one.created_at, "export", one.output_sha256, f"{one.format} in {one.output_path}"))
         for move in self.alias_moves:
             arrow = f"{move.previous or 'nothing'} → {move.adapter_id or 'nothing'}"

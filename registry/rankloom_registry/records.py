@@ -178,7 +178,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionRecord:
-    """A promotion that was done or refused, with the outcome of each check."""
+    """A promotion that was done, refused or undone, the outcome of each check, and the `name@alias` that it moved."""
 
     promotion_id: str
     adapter_id: str
@@ -190,6 +190,7 @@ class PromotionRecord:
     checks: dict[str, Any]
     reason: str
     forced: bool
+    alias: str | None
     created_at: datetime
 
 

@@ -19,6 +19,7 @@ from rankloom_registry import (
     discard,
     move_alias,
     remove_alias,
+    undo_promotion,
 )
 
 
@@ -175,3 +176,72 @@ def test_leaves_of_a_base_can_come_later(registry: Registry, base: BaseFingerpri
     registry.record(BaseSeen(base=dataclasses.replace(base, identity="/a/copy", sampled="other"), leaves=leaves))
     assert registry.base(base.content_root).sampled == "s" * 64  # the first one stays
     assert [record.identity for record in registry.bases()] == ["org/tiny@0123"]
+
+
+def promoted(registry: Registry, adapter_id: str, promotion_id: str, alias: str | None = "prod") -> None:
+    name = registry.adapter(adapter_id).name
+    registry.record(
+        Promoted(
+            promotion_id=promotion_id,
+            adapter_id=adapter_id,
+            status="done",
+            recipe="full-precision",
+            format="safetensors",
+            output_path="/out",
+            output_sha256="1" * 64,
+            checks={},
+            alias=f"{name}@{alias}" if alias else None,
+        ),
+        *([AliasMoved(name=name, alias=alias, adapter_id=adapter_id)] if alias else []),
+    )
+
+
+@pytest.fixture
+def one_name(searched: Registry) -> Registry:
+    """A registry whose first adapters have one name between them, so that an alias can move."""
+    searched.record(*(AdapterAnnotated(adapter_id=f"{n}bcd-adapter", name="model") for n in range(3)))
+    return searched
+
+
+def test_an_undone_promotion_gives_its_alias_back(one_name: Registry) -> None:
+    promoted(one_name, "0bcd-adapter", "p0")
+    promoted(one_name, "1bcd-adapter", "p1")
+    promoted(one_name, "1bcd-adapter", "p2")  # the alias means it already
+    undone, move = undo_promotion(one_name, "1bcd", why="slow")
+    assert (undone.promotion_id, undone.status, move) == ("p2", "undone", None)
+    assert one_name.adapter("model@prod").adapter_id == "1bcd-adapter"
+    undone, move = undo_promotion(one_name, "1bcd", why="slow")
+    assert (undone.promotion_id, undone.status) == ("p1", "undone") and move is not None
+    assert (move.previous, move.adapter_id, move.why) == ("1bcd-adapter", "0bcd-adapter", "slow")
+    assert one_name.adapter("model@prod").adapter_id == "0bcd-adapter"
+    assert [event.why for event in one_name.events("1bcd-adapter") if event.kind == "promotion_undone"] == ["slow"] * 2
+    with pytest.raises(EventError, match="is left to undo"):
+        undo_promotion(one_name, "1bcd")
+    undo_promotion(one_name, "0bcd")
+    assert one_name.aliases() == []
+    lineage = [step.text for step in one_name.lineage("0bcd").steps() if step.what in ("promotion", "export")]
+    assert lineage == ["undone, full-precision", "safetensors in /out"]
+
+
+def test_a_promotion_without_an_alias_is_undone_too(one_name: Registry) -> None:
+    promoted(one_name, "0bcd-adapter", "p0", alias=None)
+    assert undo_promotion(one_name, "0bcd")[1] is None
+    assert one_name.promotions("0bcd-adapter")[0].status == "undone"
+
+
+def test_an_alias_that_was_moved_since_is_left_alone(one_name: Registry) -> None:
+    promoted(one_name, "0bcd-adapter", "p0")
+    move_alias(one_name, "2bcd", "prod")
+    with pytest.raises(EventError, match=r"model@prod was moved after promotion p0, to 2bcd-adapter"):
+        undo_promotion(one_name, "0bcd")
+    assert [one.status for one in one_name.promotions("0bcd-adapter")] == ["done"]
+    assert one_name.adapter("model@prod").adapter_id == "2bcd-adapter"
+
+
+def test_an_alias_does_not_go_back_to_dropped_files(one_name: Registry) -> None:
+    promoted(one_name, "0bcd-adapter", "p0")
+    promoted(one_name, "1bcd-adapter", "p1")
+    discard(one_name, ["0bcd"])
+    with pytest.raises(EventError, match="0bcd-adapter before, which is discarded"):
+        undo_promotion(one_name, "1bcd")
+    assert one_name.adapter("model@prod").adapter_id == "1bcd-adapter"

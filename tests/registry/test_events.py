@@ -21,6 +21,7 @@ from rankloom_registry import (
     EventError,
     InvalidNameError,
     Promoted,
+    PromotionUndone,
     SearchEnded,
     SearchResumed,
     SearchStarted,
@@ -83,6 +84,7 @@ def one_of_each(base: BaseFingerprint) -> list[Event]:
             output_sha256="",
             checks={"finite": False},
         ),
+        PromotionUndone(promotion_id="p1", adapter_id="a1", why="a worse model than it looked"),
         AliasMoved(name="first", alias="best", adapter_id="a1"),
     ]
 

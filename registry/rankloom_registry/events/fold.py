@@ -19,6 +19,7 @@ from rankloom_registry.events.kinds import (
     BaseSeen,
     Evaluated,
     Promoted,
+    PromotionUndone,
     SearchEnded,
     SearchResumed,
     SearchStarted,
@@ -220,6 +221,11 @@ def _(event: Evaluated, connection: duckdb.DuckDBPyConnection) -> None:
 def _(event: Promoted, connection: duckdb.DuckDBPyConnection) -> None:
     _require(connection, event, "adapters", "adapter_id", event.adapter_id)
     _insert(connection, "promotions", event.payload | {"created_at": event.at})
+
+
+@fold.register
+def _(event: PromotionUndone, connection: duckdb.DuckDBPyConnection) -> None:
+    _change(connection, event, "promotions", "promotion_id", event.promotion_id, {"status": "undone"})
 
 
 @fold.register

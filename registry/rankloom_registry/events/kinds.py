@@ -219,7 +219,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Promoted(_AdapterEvent):
-    """A promotion was done, or refused by one of its checks."""
+    """A promotion was done, or refused by one of its checks; `alias` is the `name@alias` that was moved with it."""
 
     kind: ClassVar[str] = "promoted"
     same: ClassVar[tuple[str, ...]] = ("promotion_id",)
@@ -232,10 +232,20 @@ class Promoted(_AdapterEvent):
     checks: Mapping[str, Any]
     reason: str = ""
     forced: bool = False
+    alias: str | None = None
 
     def _check(self) -> None:
         super()._check()
         _require(self.status, PROMOTION_STATES, "a promotion's status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionUndone(_AdapterEvent):
+    """A promotion that was done counts no more; what it wrote is not touched, and its alias is moved by itself."""
+
+    kind: ClassVar[str] = "promotion_undone"
+    same: ClassVar[tuple[str, ...]] = ("promotion_id",)
+    promotion_id: str
 
 
 @dataclass(frozen=True, kw_only=True)

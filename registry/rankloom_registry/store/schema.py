@@ -141,6 +141,7 @@ FROM store.trials t WHERE t.trial_id = a.trial_id;
 # as good and as old, the one recorded first comes first: to compare ids would mean to read a million.
 _LABELS = """
 ALTER TABLE store.adapters ADD COLUMN sequence BIGINT;
+ALTER TABLE store.promotions ADD COLUMN alias VARCHAR;
 ALTER TABLE store.adapters ADD COLUMN search_name VARCHAR;
 ALTER TABLE store.adapters ADD COLUMN base_identity VARCHAR;
 ALTER TABLE store.adapters ADD COLUMN aliases VARCHAR[] DEFAULT [];
