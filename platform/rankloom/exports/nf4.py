@@ -132,7 +132,7 @@ def _main_dtype(checkpoint: Checkpoint) -> str:
 def _write_config(folder: Path, checkpoint: Checkpoint) -> None:
     """Give `config.json` every value of the merged model's, and what the quantization adds."""
     saved = json.loads((folder / CONFIG).read_bytes())
-    # Without a dtype, transformers would take that of the first tensor, which may be a quantization constant.
+    # Without a dtype, transformers guesses it from the first tensor of a floating type: here, a constant may be that.
     added = {"dtype": saved["dtype"], "quantization_config": saved["quantization_config"]}
     (folder / CONFIG).write_text(json.dumps(checkpoint.config | added, indent=2) + "\n", encoding="utf-8")
 

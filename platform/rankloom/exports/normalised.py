@@ -36,8 +36,7 @@ def normalise(adapter: Path, output: Path) -> None:
     plain = read_plain_adapter(adapter)
     if plain.obstacles:
         raise PromotionError(
-            f"only LoRA of linear layers can be normalised, but of {adapter}: {'; '.join(plain.obstacles)}; "
-            "merge it instead (--format safetensors)"
+            f"only LoRA of linear layers has a normalised form, but of {adapter}: {'; '.join(plain.obstacles)}"
         )
     rank = plain.rank
     tensors: dict[str, torch.Tensor] = {}

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankloom.errors import MergeError, PromotionError
-from rankloom.merging.updates import DTYPES, read_lora
+from rankloom.merging.updates import read_lora
 from rankloom_registry.artifacts.keys import PREFIX, Lora, Whole, matrix_pairs, parse_key
 from rankloom_registry.artifacts.place import CONFIG, WEIGHTS
 from rankloom_registry.formats.safetensors import TensorSpan, read_safetensors_header
+
+_FLOATS = ("F32", "F16", "BF16")
+_MERGE = "merge it instead (--format safetensors)"
+_PEFT = "serve it with PEFT"
 
 
 class PlainUpdate(NamedTuple):
@@ -29,7 +33,7 @@ class PlainAdapter:
     Attributes:
         config: `adapter_config.json`.
         updates: What each module receives, by its name with PEFT's prefix; empty where there are obstacles.
-        obstacles: What of the adapter is not scale · B·A of a linear layer.
+        obstacles: What of the adapter is not scale · B·A of a linear layer, and what to do instead.
     """
 
     config: dict[str, Any]
@@ -82,29 +86,33 @@ def _special(config: Mapping[str, Any], tensors: Mapping[str, TensorSpan]) -> It
     wholes = [key for key in keys.values() if isinstance(key, Whole) and not key.within(modules)]
     halves = {key.half for key in keys.values() if isinstance(key, Lora)}
     if config.get("use_dora") or "magnitude" in halves:
-        yield "it is DoRA, which also rescales the weight that it is added to"
+        yield f"it is DoRA, which also rescales the weight that it is added to: {_MERGE}"
     if modules:
-        yield f"it replaces whole modules (modules_to_save={modules!r})"
+        yield f"it replaces whole modules (modules_to_save={modules!r}): {_MERGE}"
     if tokens := config.get("trainable_token_indices"):
-        yield f"it replaces rows of the embeddings (trainable_token_indices={tokens!r})"
+        yield f"it replaces rows of the embeddings (trainable_token_indices={tokens!r}): {_PEFT}"
     elif any(key.embeds for key in wholes) or any("lora_embedding_" in name for name in tensors):
-        yield "it changes the embeddings"
+        yield f"it changes the embeddings: {_PEFT}"
     if config.get("bias", "none") != "none" or config.get("lora_bias") or "bias" in halves:
-        yield f"it trains biases (bias={config.get('bias')!r}, lora_bias={config.get('lora_bias')!r})"
+        found = f"bias={config.get('bias')!r}, lora_bias={config.get('lora_bias')!r}"
+        yield f"it trains biases ({found}): {_PEFT}"
     if parameters := config.get("target_parameters"):
-        yield f"it changes parameters that are no linear layer's, such as fused experts ({parameters!r})"
+        yield f"it changes parameters that are no linear layer's, such as fused experts ({parameters!r}): {_MERGE}"
     # Said already: what modules_to_save names, biases, and the embeddings.
     said = [key for key in wholes if key.embeds or key.is_bias(config.get("bias")) or tokens]
     if strange := sorted(name for name, key in keys.items() if key is None or (key in wholes and key not in said)):
-        yield f"its tensor {strange[0]!r} is no lora_A or lora_B"
+        yield f"its tensor {strange[0]!r} is no lora_A or lora_B: save the adapter again"
 
 
 def _misshapen(tensors: Mapping[str, TensorSpan], updates: Mapping[str, PlainUpdate]) -> Iterator[str]:
     if not updates:
-        yield "it holds no lora_A and lora_B"
+        yield "it holds no lora_A and lora_B: save the adapter again"
     for module, (a, b) in matrix_pairs(tensors).items():
         rank = updates[module].rank
         if a is None or b is None or len(a) != 2 or len(b) != 2 or (a[0], b[1]) != (rank, rank):
-            yield f"lora_A must be (r, in) and lora_B (out, r), but {module} has r={rank}, lora_A {a}, lora_B {b}"
-    if strange := sorted(name for name, span in tensors.items() if span.dtype not in DTYPES):
-        yield f"{strange[0]} is {tensors[strange[0]].dtype}, which is none of {', '.join(DTYPES)}"
+            yield (
+                f"lora_A must be (r, in) and lora_B (out, r), but {module} has r={rank}, lora_A {a}, lora_B {b}: "
+                "save the adapter again"
+            )
+    if strange := sorted(name for name, span in tensors.items() if span.dtype not in _FLOATS):
+        yield f"{strange[0]} is {tensors[strange[0]].dtype}, none of {', '.join(_FLOATS)}: {_PEFT}"

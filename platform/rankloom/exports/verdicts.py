@@ -53,9 +53,8 @@ def verdicts(adapter: Path) -> tuple[Verdict, ...]:
     """
     plain = read_plain_adapter(adapter)
     if plain.obstacles:
-        reasons = tuple(f"{obstacle}; merge it instead" for obstacle in plain.obstacles)
         return tuple(
-            Verdict(engine=engine, ok=False, reasons=reasons, needs_normalised=False, notes=())
+            Verdict(engine=engine, ok=False, reasons=plain.obstacles, needs_normalised=False, notes=())
             for engine in ("vllm", "llama.cpp")
         )
     return _vllm(plain), _llama_cpp(plain)
@@ -69,7 +68,7 @@ def _vllm(plain: PlainAdapter) -> Verdict:
     differs = any(not math.isclose(update.scale, factor) for update in plain.updates.values())
     rank = plain.rank if differs else max(plain.rank, r)
     if rank > VLLM_RANKS[-1]:
-        reason = f"vLLM's ranks end at {VLLM_RANKS[-1]}, this one's is {rank}; merge it instead"
+        reason = f"vLLM's ranks end at {VLLM_RANKS[-1]}, this one's is {rank}: merge it instead"
         return Verdict(engine="vllm", ok=False, reasons=(reason,), needs_normalised=False, notes=())
     notes = [f"--max-lora-rank {next(most for most in VLLM_RANKS if most >= rank)}"]
     if config.get("use_rslora") and not differs:
@@ -82,7 +81,7 @@ def _vllm(plain: PlainAdapter) -> Verdict:
 def _llama_cpp(plain: PlainAdapter) -> Verdict:
     # GPT-2's Conv1D keeps its weight as (in, out); the converter takes B·A for (out, in) and transposes it.
     if plain.config.get("fan_in_fan_out"):
-        reason = "its layers store (in, out), which llama.cpp's conversion of adapters mixes up; merge it instead"
+        reason = "its layers store (in, out), which llama.cpp's conversion of adapters mixes up: merge it instead"
         return Verdict(engine="llama.cpp", ok=False, reasons=(reason,), needs_normalised=False, notes=())
     alpha = plain.config["lora_alpha"]
     # `llama_adapter_lora_weight::get_scale`: alpha over the tensor's own rank, and 1 for an alpha of 0.

@@ -188,3 +188,12 @@ def test_offline_is_said(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PromotionError, match="HF_HUB_OFFLINE is set"):
         push_folder(folder, "owner/name", token=TOKEN, endpoint=hub.url)
     assert hub.requests == []
+
+
+def test_the_hubs_other_storage_fails_as_plainly(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.answers["GET", "/xet-write-token/"] = 403, {"error": "no"}
+    with pytest.raises(PromotionError, match=r"owner/name could not be pushed to .*403 Forbidden") as caught:
+        push_folder(folder, "owner/name", token=TOKEN, endpoint=hub.url)
+    assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
+    assert hub.commits == 0

@@ -69,10 +69,10 @@ def test_old_vllm_is_warned_of(tmp_path: Path, base: Path, save_adapter: Save) -
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "modules_to_save=['lm_head']"),
-        ({"bias": "lora_only"}, "biases"),
-        ({"target_modules": ["embed_tokens"]}, "embeddings"),
+        ({"use_dora": True}, "DoRA, which also rescales the weight that it is added to: merge it"),
+        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "modules_to_save=['lm_head']): merge it"),
+        ({"bias": "lora_only"}, "lora_bias=False): serve it with PEFT"),
+        ({"target_modules": ["embed_tokens"]}, "embeddings: serve it with PEFT"),
     ],
     ids=["dora", "modules", "bias", "embeddings"],
 )
@@ -81,7 +81,7 @@ def test_what_no_engine_serves(
 ) -> None:
     for verdict in verdicts(save_adapter(tmp_path / "adapter", base, **options)):
         assert not verdict.ok and not verdict.needs_normalised
-        assert any(reason in line and "merge it instead" in line for line in verdict.reasons)
+        assert any(reason in line for line in verdict.reasons)
 
 
 def test_every_reason_is_named(tmp_path: Path, base: Path, save_adapter: Save) -> None:
