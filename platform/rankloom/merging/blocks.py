@@ -91,7 +91,7 @@ class Merger:
 
     def _change(self, name: str, matrix: _Matrix, update: LoraUpdate | None, round_trip: RoundTrip | None) -> None:
         inverse = factors = whole = None
-        if round_trip is not None and math.prod(matrix.shape) % BLOCK:
+        if round_trip is not None and matrix.shape[1] % BLOCK:
             whole = round_trip.whole(torch.cat([block.to(self._device) for _, block in matrix.peek()]))
         elif round_trip is not None:
             inverse, factors = round_trip.scales(
