@@ -18,7 +18,7 @@ from rankloom.merging.pen import Pen
 from rankloom_registry.formats.safetensors import Layout, TensorSpan
 
 # Blocks this small stay in the processor's cache through read, add, check and hash; a GPU wants them larger.
-BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
+BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 _COPY_BYTES = 1 << 20
 # A matrix product gives the same bits block by block as at once only if blocks end where the BLAS kernel's tiles do.
 _TILE_ROWS = 64
@@ -91,7 +91,7 @@ class Merger:
 
     def _change(self, name: str, matrix: _Matrix, update: LoraUpdate | None, round_trip: RoundTrip | None) -> None:
         inverse = factors = whole = None
-        if round_trip is not None and math.prod(matrix.shape) % BLOCK:
+        if round_trip is not None and matrix.shape[1] % BLOCK:
             whole = round_trip.whole(torch.cat([block.to(self._device) for _, block in matrix.peek()]))
         elif round_trip is not None:
             inverse, factors = round_trip.scales(

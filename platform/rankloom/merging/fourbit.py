@@ -118,7 +118,10 @@ class RoundTrip:
         return dequantize_4bit(codes, state).float()
 
     def whole(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Return a matrix after the round trip by bitsandbytes itself, for sizes that are no multiple of 64."""
+        """Return a matrix after the round trip by bitsandbytes itself, for rows that are no multiple of 64.
+
+        Of such a matrix, bitsandbytes 0.50 on a CPU takes some blocks' factors for others'; so the search's base did.
+        """
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
         codes, state = quantize_4bit(

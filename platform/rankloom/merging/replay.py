@@ -195,8 +195,7 @@ class _Quantized:
     def __init__(self, round_trip: RoundTrip, matrix: torch.Tensor) -> None:
         self._round_trip, self._matrix = round_trip, matrix
         self._factors = torch.empty(0)
-        # bitsandbytes treats a shorter last block in another way, so it is not found by rows.
-        self._whole = round_trip.whole(matrix) if matrix.numel() % BLOCK else None
+        self._whole = round_trip.whole(matrix) if matrix.shape[1] % BLOCK else None
         if self._whole is None:
             groups = (matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS))
             largest = (rows.to(round_trip.dtype).float().reshape(-1, BLOCK).abs().amax(-1) for rows in groups)

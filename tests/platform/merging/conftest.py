@@ -32,9 +32,12 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+WIDE = {"hidden_size": 64, "intermediate_size": 192}  # whole blocks of 4-bit values in each row
 EXPERTS: dict[str, Any] = {**SIZES, "intermediate_size": 48, "head_dim": 8, "num_experts_per_tok": 2}
 BASES: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "llama-64": lambda: LlamaConfig(**SIZES | WIDE, tie_word_embeddings=False),
+    "gpt2-64": lambda: GPT2Config(vocab_size=64, n_embd=64, n_layer=2, n_head=4, n_positions=32),
     "llama-tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
     "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
     "gemma": lambda: GemmaConfig(**SIZES, head_dim=8),

@@ -17,7 +17,7 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.mark.parametrize("recipe", ["full-precision", "as-trained"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize(("kind", "dora"), [("llama", False), ("llama", True), ("gpt2", True)])
+@pytest.mark.parametrize(("kind", "dora"), [("llama", False), ("llama-64", True), ("gpt2-64", True)])
 def test_a_merge_is_replayed(
     made: Any,
     tmp_path: Path,
