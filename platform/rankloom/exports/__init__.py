@@ -1,0 +1,1 @@
+"""What a promoted adapter is written as."""
