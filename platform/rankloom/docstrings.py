@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from rankloom_registry.files import write_atomically
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 MIN_SUMMARY, MAX_SUMMARY, MAX_SIGNATURE = 20, 120, 160  # characters
+MIN_TEXT = 400  # characters
 
 
 def write_docstring_rows(path: Path) -> int:
@@ -32,6 +34,30 @@ def write_docstring_rows(path: Path) -> int:
     ]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return len(rows)
+
+
+def module_texts(library: Path, count: int) -> list[str]:
+    """Return the docstrings of some modules below a folder: prose of no task.
+
+    Args:
+        library: The folder, such as the standard library's.
+        count: How many; drawn once and for all, of those that are long.
+    """
+    files = [
+        file for file in sorted(library.rglob("*.py")) if not SKIPPED_FOLDERS & set(file.relative_to(library).parts)
+    ]
+    random.Random(0).shuffle(files)  # and so only a part of them is parsed
+    texts: list[str] = []
+    for file in files:
+        if len(texts) == count:
+            break
+        try:
+            text = ast.get_docstring(ast.parse(file.read_bytes()))
+        except (SyntaxError, ValueError):
+            continue
+        if text and len(text) >= MIN_TEXT:
+            texts.append(text)
+    return texts
 
 
 def documented_functions(library: Path) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from rankloom.cli import adapters, base, machine, models, quickstart, registry, searches
+from rankloom.cli import adapters, base, evaluate, machine, promote, quickstart, registry, searches
 from rankloom.cli.output import errors
 from rankloom.errors import RankloomError
 from rankloom_registry import RegistryError
@@ -40,7 +40,7 @@ def options(
     """Finds the QLoRA adapter worth keeping, and keeps it safe."""
 
 
-for module in (quickstart, searches, adapters, base, models, registry, machine):
+for module in (quickstart, searches, adapters, base, evaluate, promote, registry, machine):
     module.register(app)
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -123,6 +124,24 @@ def progress_bars() -> AbstractContextManager[Callable[[str, int, int], None]]:
 def byte_bars() -> AbstractContextManager[Callable[[str, int, int], None]]:
     """Yield what `progress_bars` does, of bytes, with their speed."""
     return _bars(DownloadColumn(), TransferSpeedColumn())
+
+
+def promotion_bars() -> AbstractContextManager[Callable[[str, int, int], None]]:
+    """Yield what `progress_bars` does, where some stages count bytes and others rows."""
+    return _bars(_Amounts())
+
+
+class _Amounts(ProgressColumn):
+    """Bytes with their speed, or a number of rows or tensors, as the stage counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes, self._speed, self._rows = DownloadColumn(), TransferSpeedColumn(), MofNCompleteColumn()
+
+    def render(self, task: Task) -> Text:
+        if task.description.startswith(("measure", "replay")):
+            return self._rows.render(task)
+        return Text(" ").join([self._bytes.render(task), self._speed.render(task)])
 
 
 @contextlib.contextmanager

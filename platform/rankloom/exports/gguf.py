@@ -20,7 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rankloom.errors import ModelError
+from rankloom.errors import MergeError, ModelError
+from rankloom.merging.changes import Change, LoraUpdate
 from rankloom_registry.errors import FingerprintError
 from rankloom_registry.files import sync_folder
 from rankloom_registry.formats.checkpoint import Checkpoint, open_checkpoint
@@ -68,19 +69,30 @@ def export_gguf_lora(adapter: Path, base: Path, output: Path, *, type: str = "f1
         MergeError: The adapter is not plain LoRA, or does not fit the base.
         ModelError: llama.cpp has no place for one of its modules, or what `export_gguf` raises it for.
     """
-    from rankloom.merging.updates import open_weights, plan_updates, read_lora
+    from rankloom.merging.merge import planned_merge
 
     _check_request(output, type, GGUF_LORA_TYPES)
-    checkpoint = _open(base)
-    with open_weights(adapter / "adapter_model.safetensors") as weights:
-        updates = plan_updates(weights, read_lora(adapter / "adapter_config.json"), checkpoint)
+    _open(base)
+    with planned_merge(adapter, base, "full-precision", None) as plan:
+        updates = [_plain_update(name, change) for name, change in plan.changes.items()]
     request = {
         "model": str(base.absolute()),
         "adapter": str(adapter.absolute()),
         "type": type,
-        "updates": [{"target": target, **asdict(update)} for target, update in updates.items()],
+        "updates": updates,
     }
     _convert(output, request, 0, None)
+
+
+def _plain_update(name: str, change: Change) -> dict[str, Any]:
+    """What one matrix receives, if it is nothing but scale · B·A."""
+    match change.updates:
+        case (LoraUpdate(magnitude=None, experts=1, first_row=0) as update,) if change.replaced_by is None:
+            return {"target": name, "transposed": change.transposed, **asdict(update)}
+    raise MergeError(
+        f"llama.cpp takes plain LoRA of whole matrices, but {name} receives more than that; "
+        "merge the adapter, and export the model as GGUF"
+    )
 
 
 def _check_request(output: Path, type: str, types: tuple[str, ...]) -> None:

@@ -46,17 +46,11 @@ def push_folder(
             reached. The message never holds the token.
     """
     from httpx2 import HTTPError, InvalidURL
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HFValidationError
 
     files = _files(folder)
-    if repo_id.count("/") != 1:
-        raise PromotionError(f"a repository is named 'owner/name', got {repo_id!r}: name both")
-    token = token or get_token()
-    if not token:
-        raise PromotionError("pushing to the hub needs a token: set HF_TOKEN, or log in with `hf auth login`")
-    if not _TOKEN.fullmatch(token):
-        raise PromotionError("the hub's token must be one word of ASCII letters, digits and signs; copy it again")
+    token = token_for(repo_id, token)
     total, done = sum(path.stat().st_size for path in files.values()), 0
     tell = progress or (lambda done, total: None)
     # Trailing slashes would make addresses with two in a row.
@@ -80,6 +74,28 @@ def push_folder(
         # Without the cause: its text may hold what the hub was sent.
         raise PromotionError(_explain(error, repo_id, api.endpoint, token)) from None
     return commit.commit_url
+
+
+def token_for(repo_id: str, token: str | None = None) -> str:
+    """Return the token with which a repository would be written to: what can be known before anything is uploaded.
+
+    Args:
+        repo_id: 'owner/name'.
+        token: One of the caller's own; by default that of the environment (`HF_TOKEN`) or of `hf auth login`.
+
+    Raises:
+        PromotionError: There is no token, or it or the repository's name cannot be one.
+    """
+    from huggingface_hub import get_token
+
+    if repo_id.count("/") != 1:
+        raise PromotionError(f"a repository is named 'owner/name', got {repo_id!r}: name both")
+    token = token or get_token()
+    if not token:
+        raise PromotionError("pushing to the hub needs a token: set HF_TOKEN, or log in with `hf auth login`")
+    if not _TOKEN.fullmatch(token):
+        raise PromotionError("the hub's token must be one word of ASCII letters, digits and signs; copy it again")
+    return token
 
 
 def _files(folder: Path) -> dict[str, Path]:

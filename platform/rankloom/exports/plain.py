@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankloom.errors import MergeError, PromotionError
-from rankloom.merging.updates import read_lora
+from rankloom.merging.lora import read_lora
 from rankloom_registry.artifacts.keys import PREFIX, Lora, Whole, matrix_pairs, parse_key
 from rankloom_registry.artifacts.place import CONFIG, WEIGHTS
 from rankloom_registry.formats.safetensors import TensorSpan, read_safetensors_header

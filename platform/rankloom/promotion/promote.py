@@ -1,37 +1,32 @@
-"""Promotion: merge an adapter into its full-precision base, measure what came out, and only then let it out."""
+"""Promotion: make a model of an adapter, see that it is the one that was trained, and only then let it out."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import rankloom.exports.hub as hub
 from rankloom.errors import PromotionError
-from rankloom.evaluate import (
-    HeldOut,
-    base_of,
-    held_out_rows,
-    load_with_adapter,
-    measure,
-    search_settings,
-)
-from rankloom.merging.merge import merge_adapter
+from rankloom.evaluate import search_settings
+from rankloom.exports.adapter import export_adapter
+from rankloom.exports.gguf import GGUF_TYPES
+from rankloom.exports.verdicts import verdicts
+from rankloom.merging.merge import Recipe
 from rankloom.models import split_identity
+from rankloom.promotion.building import Build, Built, Format, Order, Verify
+from rankloom.promotion.facts import card_of, versions
+from rankloom.promotion.staging import let_out, output_folder, staged
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
-from rankloom_registry.files import sync_folder, write_atomically
+from rankloom_registry.files import write_atomically
 from rankloom_registry.signing import Signer
 
-Format = Literal["safetensors", "adapter"]
 MANIFEST = "rankloom.json"
-TOLERANCE = 0.05  # nats a token; docs/promotion.md says why
-LOST_GAIN = 0.05  # share of what the adapter gained over its base
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -42,20 +37,24 @@ class Promotion:
     Attributes:
         promotion_id: Its id in the registry.
         adapter_id: The adapter.
-        format: 'safetensors' (merged) or 'adapter'.
-        recipe: 'full-precision'.
+        format: 'safetensors' (merged), 'adapter', 'nf4' or 'gguf'.
+        recipe: 'full-precision' or 'as-trained'.
         output: The folder.
         output_sha256: Hash over the names and hashes of its files.
-        checks: The figures of its checks.
+        checks: The figures of its gates, and what was measured.
+        alias: The `name@alias` that was moved, if one was.
+        url: Where it was pushed to, if it was.
     """
 
     promotion_id: str
     adapter_id: str
     format: Format
-    recipe: str
+    recipe: Recipe
     output: Path
     output_sha256: str
     checks: dict[str, Any]
+    alias: str | None = None
+    url: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the promotion as JSON-ready values."""
@@ -68,191 +67,164 @@ def promote(
     output: Path,
     *,
     format: Format = "safetensors",
+    recipe: Recipe = "full-precision",
+    gguf_type: str = "q8_0",
     base: str | None = None,
     dataset: Any = None,
     alias: str | None = None,
     reason: str = "",
     force: bool = False,
     tolerance: float | None = None,
+    verify: Verify = "sampled",
+    compare: bool = True,
     signer: Signer | None = None,
+    push_to_hub: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Promotion:
-    """Merge, measure, export and record an adapter.
+    """Merge, check, measure, export and record an adapter.
+
+    Interrupted or killed, the same call goes on where it was.
 
     Args:
         registry: Where it is registered.
         ref: The adapter: id, name or name@alias.
         output: Folder to make.
-        format: 'safetensors' merges into the full-precision base; 'adapter' exports the PEFT folder.
+        format: 'safetensors' is the merged model, 'nf4' that in 4 bits again, 'gguf' that for llama.cpp and Ollama;
+            'adapter' is the PEFT folder alone.
+        recipe: What to merge into: the 'full-precision' base, or that base 'as-trained', quantized and dequantized.
+        gguf_type: Of a GGUF file's tensors, one of `exports.gguf.GGUF_TYPES`.
         base: Where the base is now, if it moved.
         dataset: Rows to measure on; by default the held-out split of the adapter's search.
         alias: Alias of the adapter's name that moves to it after success.
         reason: Why, for the record.
-        force: Let a model out that is worse than the tolerance allows; needs a reason.
-        tolerance: How much the merged model's loss may lie above the adapter's, nats a token; by default a twentieth
-            of what the adapter gained over its base, but not less than 0.05.
+        force: Let a model out that the last gate refuses; needs a reason.
+        tolerance: How much the model's loss may lie above the adapter's, nats a token; by default a twentieth of what
+            the adapter gained over its base, but not less than 0.05, and any loss if predictions are the same as far
+            as rounding allows.
+        verify: Whether the merged weights are computed again in samples, or in 'full'.
+        compare: Whether to measure the other recipe as well; needs the disk space of a second model for a while.
         signer: Who signs the folder, and the adapter's own files in the registry; by default nobody.
-        on_progress: Called with (stage, done, total).
+        push_to_hub: A repository on the hub to upload the folder to, once it is recorded.
+        on_progress: Called with (stage, done, total): bytes of what is merged, rows of what is measured.
 
     Returns:
         What was made.
 
     Raises:
-        PromotionError: The base is not the adapter's, or the merged model is worse than the tolerance allows.
+        PromotionError: A gate is closed, or what was asked for makes no sense.
         MergeError: The adapter cannot be merged into the base.
         RegistryError: There is no such adapter, its files are gone or changed, or they cannot be signed.
     """
-    if force and not reason:
-        raise PromotionError("--force needs --reason: say why the check is overridden, it is recorded")
+    _check_wishes(format, recipe, gguf_type, force, reason)
     if alias is not None:
         validate_name(alias)
+    if push_to_hub is not None:
+        hub.token_for(push_to_hub)  # before the work, not after it
     folder = output_folder(output)
     adapter = registry.adapter(ref)
     files = registry.checkout(adapter)
-    tell = on_progress or (lambda stage, done, total: None)
+    if recipe == "as-trained" and not search_settings(registry, adapter).quantization.load_in_4bit:
+        raise PromotionError(
+            f"adapter {adapter.adapter_id} was not trained on a 4-bit base, so there is no other base to merge it "
+            "into: leave out --recipe"
+        )
+    order = Order(
+        format=format,
+        recipe=recipe,
+        gguf_type=gguf_type,
+        verify=verify,
+        compare=compare,
+        tolerance=tolerance,
+        base=base,
+        dataset=dataset,
+    )
+    plan = {
+        "adapter": adapter.artifact_sha256,
+        "base": base,
+        "format": format,
+        "recipe": recipe,
+        "gguf_type": gguf_type,
+        "version": importlib.metadata.version("rankloom"),
+    }
     promotion_id = secrets.token_hex(6)
-    with _partial(folder) as partial:
-        sha256: str
-        checks: dict[str, Any] = {}
-        refusal: str | None = None
+    with staged(folder, plan) as staging:
         if format == "adapter":
-            sha256 = _export(registry, adapter, files, partial)
+            built = _adapter_alone(registry, adapter, files, staging)
         else:
-            sha256, checks, refusal = _merge(registry, adapter, files, partial, base, dataset, tolerance, tell)
-        refused = refusal is not None and not force
+            built = Build(registry, adapter, files, staging, order, on_progress or _say_nothing).run()
+        refused = built.refusal is not None and not force
         if not refused:
-            if signer is not None:
-                registry.sign(adapter, signer)
-                checks["signed"] = True
-            _write_manifest(partial, registry, adapter, format, sha256, checks)
-            if signer is not None:
-                signer.sign(partial)  # after every other file, as it counts them all
-            sync_folder(partial)
-            if folder.exists():
-                folder.rmdir()
-            partial.rename(folder)
-            sync_folder(folder.parent)
+            _finish(registry, adapter, built, order, signer)
+            let_out(built.model, folder)
+    reference = f"{adapter.name}@{alias}" if alias and not refused else None
     done = Promoted(
         promotion_id=promotion_id,
         adapter_id=adapter.adapter_id,
         status="refused" if refused else "done",
-        recipe="full-precision",
+        recipe=recipe,
         format=format,
         output_path=str(folder),
-        output_sha256=sha256,
-        checks=checks,
-        reason=refusal or reason if refused else reason,
-        forced=force and refusal is not None,
+        output_sha256=built.sha256,
+        checks=built.checks,
+        reason=built.refusal or "" if refused else reason,
+        forced=force and built.refusal is not None,
+        alias=reference,
     )
-    moved = AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id, why=reason) if alias else None
-    registry.record(done, *([moved] if moved and not refused else []))
+    moves = [AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id, why=reason)] if alias else []
+    registry.record(done, *([] if refused else moves))
     if refused:
-        raise PromotionError(refusal or "")
+        raise PromotionError(built.refusal or "")
     return Promotion(
         promotion_id=promotion_id,
         adapter_id=adapter.adapter_id,
         format=format,
-        recipe="full-precision",
+        recipe=recipe,
         output=folder,
-        output_sha256=sha256,
-        checks=checks,
+        output_sha256=built.sha256,
+        checks=built.checks,
+        alias=reference,
+        url=None if push_to_hub is None else _push(folder, push_to_hub),
     )
 
 
-def output_folder(path: Path) -> Path:
-    """Return an output folder's absolute path, once it is clear that nothing would be overwritten.
-
-    Raises:
-        PromotionError: It exists and is not an empty folder, or its parent does not exist.
-    """
-    output = path.expanduser().absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise PromotionError(f"{output} exists and is not empty: choose another --output, or remove it first")
-    if not output.parent.is_dir():
-        raise PromotionError(f"the folder {output.parent} does not exist: make it first, or choose another --output")
-    return output
-
-
-def _merge(
-    registry: Registry,
-    adapter: Adapter,
-    files: Path,
-    partial: Path,
-    base: str | None,
-    dataset: Any,
-    tolerance: float | None,
-    tell: OnProgress,
-) -> tuple[str, dict[str, Any], str | None]:
-    """Merge into `partial` and measure; returns the output's hash, the figures, and why it should not go out."""
-    model_base = base_of(registry, adapter, base)
-    config = search_settings(registry, adapter)
-    held_out = held_out_rows(registry, adapter, dataset, model_base)
-    report = merge_adapter(
-        adapter=files,
-        base=model_base.path,
-        output=partial,
-        progress=lambda done, total: tell("merge", done, total),
-    )
-    # One model in memory at a time: the adapter on its quantized base first, then what was merged.
-    resident, model = load_with_adapter(files, model_base, config)
-    trained = measure(
-        model, held_out, config, resident.compute_dtype, lambda done, total: tell("measure adapter", done, total)
-    ).loss
-    with model.disable_adapter():
-        alone = measure(
-            model, held_out, config, resident.compute_dtype, lambda done, total: tell("measure base", done, total)
-        ).loss
-    del resident, model
-    merged = _merged_loss(partial, held_out, config, lambda done, total: tell("measure merged", done, total))
-    allowed = max(TOLERANCE, LOST_GAIN * (alone - trained)) if tolerance is None else tolerance
-    checks = {
-        "base_content_root": adapter.base_content_root,
-        "modules_merged": report.modules_merged,
-        "tensors_copied": report.tensors_copied,
-        "dataset": {"source": held_out.source, "sha256": held_out.sha256, "rows": len(held_out.tokens)},
-        "base_loss": alone,
-        "adapter_loss": trained,
-        "merged_loss": merged,
-        "delta": merged - trained,
-        "tolerance": allowed,
-    }
-    refusal = None
-    if not merged - trained <= allowed:  # also true for NaN
-        refusal = (
-            f"the merged model's loss is {merged:.4f}, the adapter's {trained:.4f} nats a token: the difference "
-            f"{merged - trained:+.4f} is beyond the tolerance {allowed:.4g}; keep the adapter on its 4-bit base "
-            "(--format adapter), or override with --force --reason"
+def _check_wishes(format: Format, recipe: Recipe, gguf_type: str, force: bool, reason: str) -> None:
+    if force and not reason:
+        raise PromotionError("--force needs --reason: say why the check is overridden, it is recorded")
+    if format == "nf4" and recipe == "as-trained":
+        raise PromotionError(
+            "quantizing the model of --recipe as-trained to 4 bits again rounds most of the adapter's update away "
+            "(it is far smaller than the step between two 4-bit values): take --recipe full-precision with --format nf4"
         )
-    return report.output_sha256, checks, refusal
+    if format == "gguf" and gguf_type not in GGUF_TYPES:
+        raise PromotionError(f"a GGUF type is one of {', '.join(GGUF_TYPES)}, got {gguf_type!r}; choose one of them")
 
 
-def _merged_loss(folder: Path, held_out: HeldOut, config: Any, on_batch: Callable[[int, int], None]) -> float:
-    from transformers import AutoModelForCausalLM
+def _adapter_alone(registry: Registry, adapter: Adapter, files: Path, staging: Path) -> Built:
+    """Copy the PEFT folder; its address in the registry is what stands for its content."""
+    from rankloom.models import BaseModel
 
-    from rankloom.training.resident import compute_dtype_for, training_device
-
-    device = training_device()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", device_map={"": device}, local_files_only=True, trust_remote_code=False
-    )
-    dtype = compute_dtype_for(config.quantization.bnb_4bit_compute_dtype, device)
-    return measure(model, held_out, config, dtype, on_batch).loss
-
-
-def _export(registry: Registry, adapter: Adapter, files: Path, partial: Path) -> str:
-    """Copy the PEFT folder without the registry's own manifest; returns the adapter's address."""
-    shutil.copytree(files, partial, ignore=shutil.ignore_patterns("manifest.json"))
     base = registry.base(adapter.base_content_root)
-    config = partial / "adapter_config.json"
-    values = json.loads(config.read_text(encoding="utf-8"))
-    values["base_model_name_or_path"] = split_identity(base.identity)[0]
-    write_atomically(config, json.dumps(values, indent=2, sort_keys=True).encode())
-    return adapter.artifact_sha256
+    model = staging / "model"
+    shutil.rmtree(model, ignore_errors=True)  # of an interrupted run
+    name = split_identity(base.identity)[0]
+    export_adapter(files, model, base_name=name)
+    serving = {verdict.engine: asdict(verdict) for verdict in verdicts(files)}
+    return Built(
+        model=model,
+        base=BaseModel(path=Path(name), identity=base.identity),
+        sha256=adapter.artifact_sha256,
+        checks={"serving": serving},
+        refusal=None,
+    )
 
 
-def _write_manifest(
-    folder: Path, registry: Registry, adapter: Adapter, format: str, sha256: str, checks: dict[str, Any]
-) -> None:
+def _finish(registry: Registry, adapter: Adapter, built: Built, order: Order, signer: Signer | None) -> None:
+    """Add what is said of a model to its folder, and sign it after every other file, as it counts them all."""
+    if signer is not None:
+        registry.sign(adapter, signer)
+        built.checks["signed"] = True
+    card = card_of(registry, adapter, built, order, signed=signer is not None)
+    write_atomically(built.model / "README.md", card.encode())
     base = registry.base(adapter.base_content_root)
     manifest = {
         "adapter_id": adapter.adapter_id,
@@ -260,21 +232,26 @@ def _write_manifest(
         "base": {"identity": base.identity, "content_root": base.content_root, "structure": base.structure},
         "search": adapter.search_id,
         "params": adapter.params,
-        "format": format,
-        "recipe": "full-precision",
-        "output_sha256": sha256,
-        "checks": checks,
-        "versions": {name: importlib.metadata.version(name) for name in ("rankloom", "torch", "transformers", "peft")},
+        "format": order.format,
+        "recipe": order.recipe,
+        "output_sha256": built.sha256,
+        "checks": built.checks,
+        "versions": versions(),
     }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    write_atomically(built.model / MANIFEST, json.dumps(manifest, indent=2).encode())
+    if signer is not None:
+        signer.sign(built.model)
 
 
-@contextmanager
-def _partial(folder: Path) -> Iterator[Path]:
-    """Yield a name beside the output to build under; what is left of it at the end is removed."""
-    partial = folder.with_name(f".{folder.name}.promoting-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # In a container, a promotion that was killed had this process id too.
+def _push(folder: Path, repo_id: str) -> str:
     try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        return hub.push_folder(folder, repo_id)
+    except PromotionError as error:
+        raise PromotionError(
+            f"{folder} is promoted and recorded, but not on the hub: {error}; push it again with "
+            f"`hf upload {repo_id} {folder}`"
+        ) from error
+
+
+def _say_nothing(stage: str, done: int, total: int) -> None:
+    pass

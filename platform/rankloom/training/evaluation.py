@@ -38,6 +38,7 @@ def evaluate_loss(
     batch_size: int,
     autocast_dtype: torch.dtype | None,
     on_batch: Callable[[int, int], None] | None = None,
+    on_logits: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Evaluation:
     """Measure a causal language model's loss on tokenised rows.
 
@@ -49,6 +50,8 @@ def evaluate_loss(
         batch_size: Rows a forward pass.
         autocast_dtype: bfloat16 or float16 to run under autocast as in training, else None or float32.
         on_batch: Called with (rows done, rows in all) after each batch.
+        on_logits: Called with (index of a row, its logits) before its batch is done: float32, (tokens - 1,
+            vocabulary), the scores of the token after each position.
 
     Returns:
         The NLL and token count of each row.
@@ -67,8 +70,11 @@ def evaluate_loss(
             # Row by row in fp32: the whole batch's logits in fp32 would be the largest tensor of the evaluation.
             for position, index in enumerate(batch):
                 targets = labels[position, 1:]
-                total = cross_entropy(logits[position, :-1].float(), targets, ignore_index=IGNORED, reduction="sum")
+                scores = logits[position, :-1].float()
+                total = cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
                 nll[index], tokens[index] = float(total), int((targets != IGNORED).sum())
+                if on_logits is not None:
+                    on_logits(index, scores[: len(examples[index][0]) - 1])
             done += len(batch)
             if on_batch is not None:
                 on_batch(done, len(order))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rankloom.errors import PromotionError, RankloomError
-from rankloom.promotion.promote import LOST_GAIN, MANIFEST, TOLERANCE, promote
-from rankloom_registry import ArtifactError, InvalidNameError, Registry, RegistryError, SignatureError
+from rankloom.promotion.gates import LOST_GAIN, TOLERANCE
+from rankloom.promotion.promote import MANIFEST, promote
+from rankloom_registry import (
+    ArtifactError,
+    InvalidNameError,
+    Registry,
+    RegistryError,
+    SignatureError,
+    undo_promotion,
+)
 from rankloom_registry.signing import Signer, Verifier, verify
 
 
@@ -44,12 +53,24 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
     assert checks["delta"] == checks["merged_loss"] - checks["adapter_loss"] <= checks["tolerance"]
     assert checks["tolerance"] == max(TOLERANCE, LOST_GAIN * (checks["base_loss"] - checks["adapter_loss"]))
     assert (checks["modules_merged"], checks["dataset"]["rows"]) == (14, 12)
+    splits = ("held-out", "general")
     assert list(dict.fromkeys(stage for stage, _, _ in stages)) == [
-        "merge",
-        "measure adapter",
-        "measure base",
-        "measure merged",
+        "fingerprint base",
+        "merge, full-precision",
+        "replay, sampled",
+        *(f"measure {what}, {split}" for what in ("adapter", "base", "rounding", "full-precision") for split in splits),
+        "merge, as-trained",
+        *(f"measure as-trained, {split}" for split in splits),
     ]
+    assert list(checks)[:5] == ["base", "finite", "disk", "replay", "drift"]
+    assert all(checks[gate]["passed"] for gate in list(checks)[:5])
+    for split in splits:
+        models = checks["measured"][split]
+        assert set(models) == {"rows", "adapter", "base", "rounding", "full-precision", "as-trained"}
+        # What was measured is what as-trained makes: nothing is as near to it but itself.
+        assert models["as-trained"]["kl"] < models["full-precision"]["kl"] < models["base"]["kl"]
+        assert models["as-trained"]["kl"] < models["full-precision"]["kl"] / 3
+    assert checks["drift"]["recommended"] in ("full-precision", "as-trained")
 
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert names(tmp_path / "merged") >= files | {MANIFEST}
@@ -60,13 +81,17 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
     assert manifest["base"]["content_root"] == adapter.base_content_root and manifest["checks"] == checks
     listing = "".join(
         f"{hashlib.sha256((tmp_path / 'merged' / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in sorted(names(tmp_path / "merged") - {MANIFEST})
+        for name in sorted(names(tmp_path / "merged") - {MANIFEST, "README.md"})
     )
     assert hashlib.sha256(listing.encode()).hexdigest() == made.output_sha256
 
     (recorded,) = registry.promotions(made.adapter_id)
     assert (recorded.status, recorded.reason, recorded.forced) == ("done", "best", False)
     assert (recorded.output_path, recorded.output_sha256) == (str(tmp_path / "merged"), made.output_sha256)
+    assert (recorded.recipe, recorded.alias, recorded.checks) == ("full-precision", "negation@champion", checks)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    for part in (adapter.base_content_root, adapter.adapter_id, "learning", "from_pretrained", "was quantized"):
+        assert part in card
     assert names(tmp_path) == {"world", "merged"}
 
 
@@ -131,7 +156,7 @@ def test_another_base_is_refused_before_anything_is_written(world: Any, registry
 
 
 def test_a_model_that_lost_too_much_is_refused_and_recorded(world: Any, registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(PromotionError, match=r"is beyond the tolerance -10; keep the adapter .* --force --reason"):
+    with pytest.raises(PromotionError, match=r"is beyond the tolerance -10, .* keep the adapter .* --force --reason"):
         promote(registry, world.adapters[0], tmp_path / "merged", alias="champion", tolerance=-10)
     assert names(tmp_path) == {"world"} and registry.aliases() == []
     (recorded,) = registry.promotions(world.adapters[0])
@@ -192,27 +217,106 @@ def test_changed_files_are_not_promoted(world: Any, registry: Registry, tmp_path
     assert names(tmp_path) == {"world"}
 
 
-@pytest.mark.parametrize("format", ["safetensors", "adapter"])
-def test_what_a_killed_promotion_left_is_in_nobodys_way(
-    world: Any, registry: Registry, tmp_path: Path, format: Any
-) -> None:
-    stale = tmp_path / f".merged.promoting-{os.getpid()}"  # in a container, process ids come again
-    stale.mkdir()
-    (stale / "model.safetensors").write_bytes(b"half")
-    promote(registry, world.adapters[0], tmp_path / "merged", format=format)
-    assert names(tmp_path) == {"world", "merged"}
-
-
-def test_an_interrupt_leaves_nothing(world: Any, registry: Registry, tmp_path: Path) -> None:
+def test_an_interrupted_promotion_goes_on_where_it_was(world: Any, registry: Registry, tmp_path: Path) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "measure merged":
-            assert len(names(tmp_path)) == 2  # the partial folder is there by now
+        if stage.startswith("measure full-precision"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         promote(registry, world.adapters[0], tmp_path / "merged", alias="champion", on_progress=interrupt)
-    assert names(tmp_path) == {"world"}
+    assert names(tmp_path) == {"world", ".merged.promoting"}
     assert registry.aliases() == registry.promotions() == []
+
+    stages: list[str] = []
+    promote(registry, world.adapters[0], tmp_path / "merged", on_progress=lambda stage, *_: stages.append(stage))
+    assert "merge, full-precision" not in stages and "measure full-precision, general" in stages
+    assert names(tmp_path) == {"world", "merged"}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "adapter"])
+def test_what_another_promotion_left_is_in_nobodys_way(
+    world: Any, registry: Registry, tmp_path: Path, format: Any
+) -> None:
+    stale = tmp_path / ".merged.promoting"
+    (stale / "full-precision").mkdir(parents=True)
+    (stale / "full-precision" / "model.safetensors").write_bytes(b"half")
+    (stale / "full-precision.json").write_text("{}")
+    promote(registry, world.adapters[0], tmp_path / "merged", format=format, compare=False)
+    assert names(tmp_path) == {"world", "merged"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rankloom.promotion.promote import promote
+from rankloom_registry import Registry
+def die(stage, done, total):
+    if stage == sys.argv[4] and done:
+        os.kill(os.getpid(), signal.SIGKILL)
+promote(Registry.open(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), alias="champion", compare=False, on_progress=die)
+"""
+
+
+@pytest.mark.parametrize("stage", ["merge, full-precision", "replay, sampled"])
+def test_a_killed_promotion_leaves_no_model_and_is_resumed(
+    world: Any, registry: Registry, tmp_path: Path, stage: str
+) -> None:
+    output = tmp_path / "merged"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", KILLED, str(world.registry), world.adapters[0], str(output), stage]
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert names(tmp_path) == {"world", ".merged.promoting"}
+    assert registry.promotions() == registry.aliases() == []
+    promote(registry, world.adapters[0], output, alias="champion", compare=False, verify="full")
+    assert names(tmp_path) == {"world", "merged"} and "model.safetensors" in names(output)
+
+
+def test_the_recipe_that_was_asked_for_is_what_comes_out(world: Any, registry: Registry, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"compare": False, "verify": "full"}
+    made = promote(registry, world.adapters[0], tmp_path / "trained", recipe="as-trained", **options)
+    assert (made.recipe, made.checks["drift"]["passed"]) == ("as-trained", True)
+    assert set(made.checks["measured"]["held-out"]) == {"rows", "adapter", "base", "rounding", "as-trained"}
+    assert registry.promotions()[0].recipe == "as-trained"
+    promote(registry, world.adapters[0], tmp_path / "full", **options)
+    trained, full, base = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "trained", tmp_path / "full", world.base)
+    )
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not trained[name].equal(full[name]) and not full[name].equal(base[name])
+    assert trained["model.embed_tokens.weight"].equal(full["model.embed_tokens.weight"])
+
+
+def test_a_model_in_4_bits_is_measured_as_such(world: Any, registry: Registry, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    made = promote(registry, world.adapters[0], tmp_path / "nf4", format="nf4", compare=False, tolerance=10)
+    models = made.checks["measured"]["held-out"]
+    assert made.checks["merged_loss"] == models["nf4"]["loss"] != models["full-precision"]["loss"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "nf4")
+    assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    assert {"README.md", MANIFEST, "tokenizer.json", "chat_template.jinja"} <= names(tmp_path / "nf4")
+    with pytest.raises(PromotionError, match="rounds most of the adapter's update away"):
+        promote(registry, world.adapters[0], tmp_path / "worse", format="nf4", recipe="as-trained")
+
+
+def test_an_undone_promotion_gives_the_alias_back(world: Any, registry: Registry, tmp_path: Path) -> None:
+    first, second = world.adapters
+    promote(registry, first, tmp_path / "first", format="adapter", alias="champion")
+    promote(registry, second, tmp_path / "second", format="adapter", alias="champion")
+    undone, move = undo_promotion(registry, second, why="slow")
+    assert (undone.status, move and move.adapter_id) == ("undone", first)
+    assert registry.adapter("negation@champion").adapter_id == first
+
+
+def test_a_push_needs_a_token_before_the_work(
+    world: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(PromotionError, match="needs a token"):
+        promote(registry, world.adapters[0], tmp_path / "merged", push_to_hub="me/mine")
+    assert "merged" not in names(tmp_path) and registry.promotions() == []
 
 
 @pytest.mark.parametrize("format", ["safetensors", "adapter"])

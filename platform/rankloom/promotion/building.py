@@ -1,0 +1,264 @@
+"""Makes a model of an adapter: merged, checked, measured beside the adapter as trained, and brought into its format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rankloom.errors import PromotionError
+from rankloom.evaluate import held_out_rows, search_settings
+from rankloom.exports.gguf import export_gguf
+from rankloom.exports.modelfile import write_modelfile
+from rankloom.exports.nf4 import export_nf4
+from rankloom.merging.merge import MergeReport, Recipe, merge_adapter
+from rankloom.merging.replay import replay
+from rankloom.models import BaseModel
+from rankloom.promotion.gates import assert_room, judge_drift, prove_base
+from rankloom.promotion.measuring import HELD_OUT, Drifts, Measuring
+from rankloom_registry import Adapter, Registry
+from rankloom_registry.files import write_atomically
+from rankloom_registry.formats.checkpoint import open_checkpoint
+
+Format = Literal["safetensors", "adapter", "nf4", "gguf"]
+Verify = Literal["sampled", "full"]
+Tell = Callable[[str, int, int], None]
+OTHER: dict[Recipe, Recipe] = {"full-precision": "as-trained", "as-trained": "full-precision"}
+_DESCRIBED = {
+    "full-precision": "merged into the full-precision base",
+    "as-trained": "merged into the base as it was quantized",
+    "nf4": "merged and quantized to 4 bits again",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be made of an adapter.
+
+    Attributes:
+        format: 'safetensors', 'nf4' or 'gguf'.
+        recipe: How to merge.
+        gguf_type: Of a GGUF file's tensors.
+        verify: Whether the replay check looks at samples or at everything.
+        compare: Whether to measure the other recipe as well.
+        tolerance: As for `judge_drift`.
+        base: Where the base is now, if it moved.
+        dataset: Rows to measure on; None for the held-out split of the adapter's search.
+    """
+
+    format: Format
+    recipe: Recipe
+    gguf_type: str
+    verify: Verify
+    compare: bool
+    tolerance: float | None
+    base: str | None
+    dataset: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A model in the folder in which it was built.
+
+    Attributes:
+        model: Its folder.
+        base: The base that it was made of.
+        sha256: Hash over the names and hashes of its files.
+        checks: The figures of each gate, in their order, and of what was measured.
+        refusal: Why it should not go out; None if it may.
+    """
+
+    model: Path
+    base: BaseModel
+    sha256: str
+    checks: dict[str, Any]
+    refusal: str | None
+
+
+class Build:
+    """One way from an adapter to a model; what an interrupted one left in its folder is used."""
+
+    def __init__(
+        self, registry: Registry, adapter: Adapter, files: Path, staging: Path, order: Order, tell: Tell
+    ) -> None:
+        """Prove the base and find the rows to measure on.
+
+        Args:
+            registry: Where the adapter is registered.
+            adapter: The adapter.
+            files: Its files, as `Registry.checkout` gave them.
+            staging: Folder to build in.
+            order: What to make.
+            tell: Called with (stage, done, total).
+
+        Raises:
+            PromotionError: The base is another one.
+            DataError: There are no rows to measure on.
+        """
+        self._adapter, self._files, self._staging, self._order, self._tell = adapter, files, staging, order, tell
+        self._base, self._proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+        self._config = search_settings(registry, adapter)
+        self._held_out = held_out_rows(registry, adapter, order.dataset, self._base)
+        # Without 4-bit quantization there is no round trip, and the recipes are one.
+        self._recipes = [order.recipe]
+        if order.compare and self._config.quantization.load_in_4bit:
+            self._recipes.append(OTHER[order.recipe])
+
+    def run(self) -> Built:
+        """Merge, check, measure and export.
+
+        Raises:
+            PromotionError: A gate before the last one is closed.
+            MergeError: The adapter cannot be merged into the base.
+        """
+        order = self._order
+        room = assert_room(self._staging, self._bytes_needed())
+        merged, report = self._merge(order.recipe)
+        replayed = self._replay(merged)
+        measuring = Measuring(self._staging, self._files, self._base, self._config, self._held_out, self._tell)
+        drifts: dict[str, Drifts] = {order.recipe: measuring.folder(order.recipe, merged)}
+        for other in self._recipes[1:]:
+            drifts[other] = measuring.folder(other, self._merge(other)[0])
+            shutil.rmtree(self._staging / other)
+        model, made = self._export(merged)
+        if made != order.recipe:
+            drifts[made] = self._measure_export(measuring, model, made)
+        drift, refusal = judge_drift(
+            what=_DESCRIBED.get(made, f"merged and converted to {made}"),
+            drift=drifts[made][HELD_OUT],
+            floor=measuring.floor[HELD_OUT],
+            adapter_loss=measuring.trained[HELD_OUT],
+            base_loss=measuring.alone[HELD_OUT].loss,
+            tolerance=order.tolerance,
+            alternatives={f"--recipe {name}": drifts[name][HELD_OUT] for name in self._recipes if name != made},
+        )
+        checks = {
+            "base": self._proof,
+            "finite": {"passed": True},
+            "disk": room,
+            "replay": replayed,
+            "drift": drift | {"recommended": _recommended(drifts, drift["tolerance"])},
+            "made": made,
+            "measured": _table(measuring, drifts),
+            "dataset": {
+                "source": self._held_out.source,
+                "sha256": self._held_out.sha256,
+                "rows": len(self._held_out.tokens),
+            },
+            "modules_merged": report.modules_merged,
+            "tensors_copied": report.tensors_copied,
+            "base_loss": measuring.alone[HELD_OUT].loss,
+            "adapter_loss": measuring.trained[HELD_OUT],
+            "merged_loss": drifts[made][HELD_OUT].loss,
+            "delta": drifts[made][HELD_OUT].delta,
+            "tolerance": drift["tolerance"],
+        }
+        sha256 = report.output_sha256 if order.format == "safetensors" else folder_digest(model)
+        plain = json.loads(json.dumps(checks))  # as the registry will give it back
+        return Built(model=model, base=self._base, sha256=sha256, checks=plain, refusal=refusal)
+
+    def _bytes_needed(self) -> int:
+        weights = sum(path.stat().st_size for path in open_checkpoint(self._base.path).files)
+        folders = len(self._recipes) + (self._order.format != "safetensors")
+        there = sum(path.stat().st_size for path in self._staging.rglob("*") if path.is_file())
+        return max(0, folders * weights - there)
+
+    def _merge(self, recipe: Recipe) -> tuple[Path, MergeReport]:
+        folder, note = self._staging / recipe, self._staging / f"{recipe}.json"
+        if folder.is_dir() and note.is_file():  # the last run got further than this
+            return folder, MergeReport(**json.loads(note.read_bytes()))
+        report = merge_adapter(
+            adapter=self._files,
+            base=self._base.path,
+            output=folder,
+            recipe=recipe,
+            quantization=self._config.quantization,
+            progress=partial(self._tell, f"merge, {recipe}"),
+        )
+        write_atomically(note, json.dumps(asdict(report)).encode())
+        return folder, report
+
+    def _replay(self, merged: Path) -> dict[str, Any]:
+        report = replay(
+            adapter=self._files,
+            base=self._base.path,
+            merged=merged,
+            recipe=self._order.recipe,
+            quantization=self._config.quantization,
+            how=self._order.verify,
+            progress=partial(self._tell, f"replay, {self._order.verify}"),
+        )
+        if not report.passed:
+            raise PromotionError(
+                f"what was written is not the base plus the adapter's update, first in {report.differing[0]} "
+                f"({len(report.differing)} tensors in all): check the disk and the memory, and promote again"
+            )
+        return asdict(report) | {"passed": True, "how": self._order.verify}
+
+    def _export(self, merged: Path) -> tuple[Path, str]:
+        """Bring the merged model into its format; returns the folder and what it is."""
+        order, model = self._order, self._staging / "model"
+        shutil.rmtree(model, ignore_errors=True)
+        match order.format:
+            case "nf4":
+                export_nf4(merged, model, self._config.quantization)
+                return model, "nf4"
+            case "gguf":
+                model.mkdir()
+                file = model / f"{self._adapter.name}-{order.gguf_type}.gguf"
+                export_gguf(merged, file, type=order.gguf_type)
+                write_modelfile(model, gguf=file.name, adapter=None, tokenizer_folder=merged)
+                return model, f"gguf {order.gguf_type}"
+        return merged, order.recipe
+
+    def _measure_export(self, measuring: Measuring, model: Path, made: str) -> Drifts:
+        if self._order.format == "nf4":
+            return measuring.folder(made, model)
+        import torch
+        from transformers import GgufConfig
+
+        (file,) = model.glob("*.gguf")
+        return measuring.folder(
+            made,
+            model,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash a folder as `sha256sum * | sha256sum` does inside it, with LC_ALL=C."""
+    listing = ""
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            listing += f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _recommended(drifts: dict[str, Drifts], tolerance: float) -> str | None:
+    """The recipe to take, if both were measured."""
+    if not drifts.keys() >= OTHER.keys():
+        return None
+    full, trained = (drifts[recipe][HELD_OUT] for recipe in ("full-precision", "as-trained"))
+    lost = full.delta > tolerance or (full.low is not None and full.low > max(trained.delta, 0))
+    return "as-trained" if lost else "full-precision"
+
+
+def _table(measuring: Measuring, drifts: dict[str, Drifts]) -> dict[str, Any]:
+    """What was measured: by split, each model beside the adapter as trained."""
+    return {
+        split: {
+            "rows": rows,
+            "adapter": {"loss": measuring.trained[split], "interval": measuring.trained_interval[split]},
+            "base": measuring.alone[split].to_dict(),
+            "rounding": measuring.floor[split].to_dict(),
+        }
+        | {name: by_split[split].to_dict() for name, by_split in drifts.items()}
+        for split, rows in measuring.rows.items()
+    }
