@@ -159,7 +159,36 @@ def test_evaluate_and_promote(rankloom: Rankloom, world: Any, tmp_path: Path) ->
     assert again.code == 1 and again.out == "" and "choose another --output" in again.err
     done = rankloom("promote", world.adapters[0], "--output", "a", "--format", "adapter", "--registry", world.registry)
     assert done.code == 0 and (tmp_path / "a" / "adapter_config.json").is_file()
+    assert "vllm" in done.out and "can serve it" in done.out
     assert rankloom("promote", world.adapters[0], "--output", "b", "--format", "zip", *flags).code == 2
+    assert rankloom("promote", world.adapters[0], *flags).code == 2
+    wrong = rankloom("promote", world.adapters[0], "--output", "b", "--format", "gguf", "--gguf-type", "q9", *flags)
+    assert wrong.code == 1 and "q8_0" in wrong.err
+
+
+def test_a_promotion_is_shown_and_undone(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
+    good, slow = world.adapters
+    flags = ("--registry", world.registry, "--no-compare", "--verify", "full", "--tolerance", "10", "--alias", "prod")
+    first = rankloom("promote", good, "--output", "first", "--recipe", "as-trained", *flags)
+    assert first.code == 0
+    for text in ("as-trained", "adapter, as trained", "base alone", "95% interval", "held-out, 12 rows", "general"):
+        assert text in first.out
+    assert rankloom("promote", slow, "--output", "second", *flags).code == 0
+    undo = ("promote", slow, "--undo", "--reason", "worse", "--registry", world.registry)
+    undone = rankloom(*undo, "--json")
+    assert (undone.code, undone.json["alias"], undone.json["means_now"]) == (0, "negation@prod", good)
+    assert (tmp_path / "second" / "model.safetensors").is_file()
+    again = rankloom(*undo)
+    assert again.code == 1 and "is left to undo" in again.err
+
+
+def test_a_model_for_llama_cpp_comes_with_a_modelfile(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
+    flags = ("--registry", world.registry, "--no-compare", "--tolerance", "10", "--json")
+    made = rankloom("promote", world.adapters[0], "--output", "out", "--format", "gguf", "--gguf-type", "f16", *flags)
+    assert made.code == 0 and made.json["checks"]["made"] == "gguf f16"
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert f"FROM ./{file.name}" in (tmp_path / "out" / "Modelfile").read_text()
+    assert abs(made.json["checks"]["delta"]) < 0.1
 
 
 def test_plan_trains_and_keeps_nothing(rankloom: Rankloom, tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
