@@ -197,3 +197,23 @@ def test_the_hubs_other_storage_fails_as_plainly(hub: Any, folder: Path, monkeyp
         push_folder(folder, "owner/name", token=TOKEN, endpoint=hub.url)
     assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
     assert hub.commits == 0
+
+
+def test_a_promotion_is_pushed_once_it_is_recorded(
+    hub: Any, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rankloom.promotion.promote import promote
+    from rankloom_registry import Registry
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    registry = Registry.open(world.registry)
+    made = promote(registry, world.adapters[0], tmp_path / "out", format="adapter", push_to_hub="owner/name")
+    assert made.url == f"{hub.url}/owner/name/commit/{1:040x}"
+    assert hub.files == {"owner/name": contents(tmp_path / "out")}
+
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(PromotionError, match=r"is promoted and recorded, but not on the hub: .*hf upload owner/name"):
+        promote(registry, world.adapters[0], tmp_path / "more", format="adapter", push_to_hub="owner/name")
+    assert (tmp_path / "more" / "README.md").is_file()
+    assert [one.status for one in registry.promotions()] == ["done", "done"]
