@@ -65,7 +65,12 @@ def promote(
     recipe: Annotated[
         Recipe, typer.Option(help="What to merge into: the base itself, or the base as it was quantized in training.")
     ] = Recipe.full_precision,
-    gguf_type: Annotated[str, typer.Option(help="Of a GGUF file's tensors: f32, bf16, f16, q8_0, …")] = "q8_0",
+    gguf_type: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a GGUF file: f32, bf16, f16, q8_0, q5_1, q4_1. For an adapter: a GGUF LoRA, too."
+        ),
+    ] = None,
     alias: Annotated[str | None, typer.Option(help="Alias that moves to this adapter after success.")] = None,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Override the drift check; needs --reason.")] = False,

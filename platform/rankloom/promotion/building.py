@@ -15,7 +15,7 @@ from rankloom.errors import PromotionError
 from rankloom.evaluate import held_out_rows, search_settings
 from rankloom.exports.gguf import export_gguf
 from rankloom.exports.modelfile import write_modelfile
-from rankloom.exports.nf4 import export_nf4
+from rankloom.exports.nf4 import export_nf4, refuse_quantized_base
 from rankloom.merging.merge import MergeReport, Recipe, merge_adapter
 from rankloom.merging.replay import replay
 from rankloom.models import BaseModel
@@ -43,7 +43,7 @@ class Order:
     Attributes:
         format: 'safetensors', 'nf4' or 'gguf'.
         recipe: How to merge.
-        gguf_type: Of a GGUF file's tensors.
+        gguf_type: Of a GGUF file's tensors; None for no such file.
         verify: Whether the replay check looks at samples or at everything.
         compare: Whether to measure the other recipe as well.
         tolerance: As for `judge_drift`.
@@ -53,7 +53,7 @@ class Order:
 
     format: Format
     recipe: Recipe
-    gguf_type: str
+    gguf_type: str | None
     verify: Verify
     compare: bool
     tolerance: float | None
@@ -98,10 +98,12 @@ class Build:
 
         Raises:
             PromotionError: The base is another one.
+            MergeError: It is quantized.
             DataError: There are no rows to measure on.
         """
         self._adapter, self._files, self._staging, self._order, self._tell = adapter, files, staging, order, tell
         self._base, self._proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+        refuse_quantized_base(self._base.path)
         self._config = search_settings(registry, adapter)
         self._held_out = held_out_rows(registry, adapter, order.dataset, self._base)
         # Without 4-bit quantization there is no round trip, and the recipes are one.
@@ -211,7 +213,7 @@ class Build:
             case "gguf":
                 model.mkdir()
                 file = model / f"{self._adapter.name}-{order.gguf_type}.gguf"
-                export_gguf(merged, file, type=order.gguf_type)
+                export_gguf(merged, file, type=str(order.gguf_type))
                 write_modelfile(model, gguf=file.name, adapter=None, tokenizer_folder=merged)
                 return model, f"gguf {order.gguf_type}"
         return merged, order.recipe

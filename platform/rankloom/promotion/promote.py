@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import rankloom.exports.hub as hub
 from rankloom.errors import PromotionError
 from rankloom.evaluate import search_settings
 from rankloom.exports.adapter import export_adapter
-from rankloom.exports.gguf import GGUF_TYPES
+from rankloom.exports.gguf import GGUF_LORA_TYPES, GGUF_TYPES, export_gguf_lora
 from rankloom.exports.verdicts import verdicts
 from rankloom.merging.merge import Recipe
-from rankloom.models import split_identity
+from rankloom.models import BaseModel, split_identity
 from rankloom.promotion.building import Build, Built, Format, Order, Verify
 from rankloom.promotion.facts import card_of, versions
+from rankloom.promotion.gates import prove_base
 from rankloom.promotion.staging import let_out, output_folder, staged
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
 from rankloom_registry.files import write_atomically
@@ -68,7 +70,7 @@ def promote(
     *,
     format: Format = "safetensors",
     recipe: Recipe = "full-precision",
-    gguf_type: str = "q8_0",
+    gguf_type: str | None = None,
     base: str | None = None,
     dataset: Any = None,
     alias: str | None = None,
@@ -92,7 +94,8 @@ def promote(
         format: 'safetensors' is the merged model, 'nf4' that in 4 bits again, 'gguf' that for llama.cpp and Ollama;
             'adapter' is the PEFT folder alone.
         recipe: What to merge into: the 'full-precision' base, or that base 'as-trained', quantized and dequantized.
-        gguf_type: Of a GGUF file's tensors, one of `exports.gguf.GGUF_TYPES`.
+        gguf_type: Of a GGUF file's tensors, one of `exports.gguf.GGUF_TYPES`, 'q8_0' if not given. With the format
+            'adapter' one of `GGUF_LORA_TYPES`: the folder then holds the adapter as a GGUF file, too.
         base: Where the base is now, if it moved.
         dataset: Rows to measure on; by default the held-out split of the adapter's search.
         alias: Alias of the adapter's name that moves to it after success.
@@ -131,7 +134,7 @@ def promote(
     order = Order(
         format=format,
         recipe=recipe,
-        gguf_type=gguf_type,
+        gguf_type=gguf_type or ("q8_0" if format == "gguf" else None),
         verify=verify,
         compare=compare,
         tolerance=tolerance,
@@ -143,13 +146,13 @@ def promote(
         "base": base,
         "format": format,
         "recipe": recipe,
-        "gguf_type": gguf_type,
+        "gguf_type": order.gguf_type,
         "version": importlib.metadata.version("rankloom"),
     }
     promotion_id = secrets.token_hex(6)
     with staged(folder, plan) as staging:
         if format == "adapter":
-            built = _adapter_alone(registry, adapter, files, staging)
+            built = _adapter_alone(registry, adapter, files, staging, order, on_progress or _say_nothing)
         else:
             built = Build(registry, adapter, files, staging, order, on_progress or _say_nothing).run()
         refused = built.refusal is not None and not force
@@ -187,7 +190,7 @@ def promote(
     )
 
 
-def _check_wishes(format: Format, recipe: Recipe, gguf_type: str, force: bool, reason: str) -> None:
+def _check_wishes(format: Format, recipe: Recipe, gguf_type: str | None, force: bool, reason: str) -> None:
     if force and not reason:
         raise PromotionError("--force needs --reason: say why the check is overridden, it is recorded")
     if format == "nf4" and recipe == "as-trained":
@@ -195,25 +198,30 @@ def _check_wishes(format: Format, recipe: Recipe, gguf_type: str, force: bool, r
             "quantizing the model of --recipe as-trained to 4 bits again rounds most of the adapter's update away "
             "(it is far smaller than the step between two 4-bit values): take --recipe full-precision with --format nf4"
         )
-    if format == "gguf" and gguf_type not in GGUF_TYPES:
-        raise PromotionError(f"a GGUF type is one of {', '.join(GGUF_TYPES)}, got {gguf_type!r}; choose one of them")
+    types = {"gguf": GGUF_TYPES, "adapter": GGUF_LORA_TYPES}.get(format, ())
+    if gguf_type is not None and gguf_type not in types:
+        allowed = f"is one of {', '.join(types)}" if types else "is for --format gguf or adapter"
+        raise PromotionError(f"with --format {format}, --gguf-type {allowed}, got {gguf_type!r}; choose another")
 
 
-def _adapter_alone(registry: Registry, adapter: Adapter, files: Path, staging: Path) -> Built:
+def _adapter_alone(
+    registry: Registry, adapter: Adapter, files: Path, staging: Path, order: Order, tell: OnProgress
+) -> Built:
     """Copy the PEFT folder; its address in the registry is what stands for its content."""
-    from rankloom.models import BaseModel
-
     base = registry.base(adapter.base_content_root)
+    checks: dict[str, Any] = {"serving": {verdict.engine: asdict(verdict) for verdict in verdicts(files)}}
+    model_base = BaseModel(path=Path(split_identity(base.identity)[0]), identity=base.identity)
     model = staging / "model"
     shutil.rmtree(model, ignore_errors=True)  # of an interrupted run
-    name = split_identity(base.identity)[0]
-    export_adapter(files, model, base_name=name)
-    serving = {verdict.engine: asdict(verdict) for verdict in verdicts(files)}
+    export_adapter(files, model, base_name=split_identity(base.identity)[0])
+    if order.gguf_type is not None:  # llama.cpp's names for the modules are those of the base
+        model_base, checks["base"] = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+        export_gguf_lora(files, model_base.path, model / f"{adapter.name}-{order.gguf_type}.gguf", type=order.gguf_type)
     return Built(
         model=model,
-        base=BaseModel(path=Path(name), identity=base.identity),
+        base=model_base,
         sha256=adapter.artifact_sha256,
-        checks={"serving": serving},
+        checks=json.loads(json.dumps(checks)),
         refusal=None,
     )
 

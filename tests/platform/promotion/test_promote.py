@@ -369,3 +369,13 @@ def test_what_cannot_be_signed_is_not_let_out(
     with pytest.raises(RegistryError, match="signatures"):
         promote(registry, world.adapters[0], tmp_path / "a", format="adapter", alias="prod", signer=Signer(keys[0]))
     assert names(tmp_path) == {"world"} and registry.aliases() == registry.promotions() == []
+
+
+def test_an_adapter_becomes_a_gguf_file_too(world: Any, registry: Registry, tmp_path: Path) -> None:
+    made = promote(registry, world.adapters[0], tmp_path / "out", format="adapter", gguf_type="f16")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert file.read_bytes()[:4] == b"GGUF" and made.checks["base"]["passed"]
+    assert {verdict["engine"] for verdict in made.checks["serving"].values()} == {"vllm", "llama.cpp"}
+    for format, kind in (("adapter", "q8_0"), ("safetensors", "f16"), ("gguf", "q9")):
+        with pytest.raises(PromotionError, match="--gguf-type"):
+            promote(registry, world.adapters[0], tmp_path / "no", format=format, gguf_type=kind)  # type: ignore[arg-type]
