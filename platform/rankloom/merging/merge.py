@@ -6,32 +6,37 @@ What can be refused is refused before the first byte is written, and the folder 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import importlib.metadata
 import json
-import math
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
+from rankloom.config import QuantizationConfig
 from rankloom.errors import MergeError
-from rankloom.merging.updates import DTYPES, LoraUpdate, open_weights, plan_updates, read_lora
+from rankloom.merging.blocks import Merger
+from rankloom.merging.changes import Change
+from rankloom.merging.fourbit import RoundTrip
+from rankloom.merging.lora import CONFIG, WEIGHTS, open_weights, read_lora
+from rankloom.merging.pen import Pen
+from rankloom.merging.skeleton import quantized_modules, read_skeleton
+from rankloom.merging.staging import staged, unfinished_bytes
+from rankloom.merging.updates import plan_changes, with_quantized
+from rankloom.training.resident import compute_dtype_for, training_device
 from rankloom_registry.errors import FingerprintError
-from rankloom_registry.files import sync_folder
 from rankloom_registry.formats.checkpoint import INDEX, Checkpoint, open_checkpoint
-from rankloom_registry.formats.safetensors import SafetensorsHeader, raw_blocks
 
-# Blocks this small stay in the processor's cache through cast, add, check and hash.
-_BLOCK_BYTES = 2 << 20
-# A matrix product gives the same bits block by block as at once only if blocks end where the BLAS kernel's tiles do.
-_TILE_ROWS = 64
+Recipe = Literal["full-precision", "as-trained"]
+OnProgress = Callable[[int, int], None]
+
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 
 
@@ -40,11 +45,14 @@ class MergeReport:
     """What a merge wrote.
 
     Attributes:
-        modules_merged: Weights that received an update.
+        modules_merged: Weights that received an update, or were replaced by one that the adapter holds whole.
         tensors_copied: Tensors copied byte for byte.
         bytes_written: Size of all files of the output.
         output_sha256: One digest of the folder: what `sha256sum * | sha256sum` prints inside it, with LC_ALL=C.
         seconds: Wall time, checks included.
+        recipe: What was added to: the base as it is, or as the search quantized it.
+        modules_round_tripped: Weights that passed through 4 bits, with an update or without.
+        resumed_files: Files found finished from an earlier merge that was interrupted.
     """
 
     modules_merged: int
@@ -52,64 +60,148 @@ class MergeReport:
     bytes_written: int
     output_sha256: str
     seconds: float
+    recipe: Recipe
+    modules_round_tripped: int
+    resumed_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """What a merge will do.
+
+    Attributes:
+        checkpoint: The base.
+        companions: Its files that go along unchanged.
+        changes: Names of its tensors to what happens to them.
+        round_trip: How quantized tensors get their values; None in the full-precision recipe.
+        weights: The adapter's open tensors.
+    """
+
+    checkpoint: Checkpoint
+    companions: list[Path]
+    changes: dict[str, Change]
+    round_trip: RoundTrip | None
+    weights: Any
 
 
 def merge_adapter(
-    *, adapter: Path, base: Path, output: Path, progress: Callable[[int, int], None] | None = None
+    *,
+    adapter: Path,
+    base: Path,
+    output: Path,
+    recipe: Recipe = "full-precision",
+    quantization: QuantizationConfig | None = None,
+    progress: OnProgress | None = None,
 ) -> MergeReport:
     """Write `base` with `W + scale · B·A` in place of each targeted `W`, computed in fp32 and rounded once.
+
+    A merge that was interrupted or killed goes on after its last finished file when it is called again in the same
+    way: until the end, its files lie in the hidden folder `.NAME.partial` beside the output.
 
     Args:
         adapter: Folder with PEFT's `adapter_config.json` and `adapter_model.safetensors`.
         base: Folder of an unquantized Transformers model in safetensors, one file or several.
         output: Folder to create; it may exist only if it is empty.
-        progress: Called with (bytes written, bytes in total) after every block.
+        recipe: 'full-precision' adds to the base's own weights. 'as-trained' first replaces each weight that the
+            search quantized by its 4-bit values, so the result is the model that the search measured.
+        quantization: How the search quantized the base; needed for 'as-trained'.
+        progress: Called with (bytes written, bytes in total), first with what an earlier merge had finished, then after
+            every block.
 
     Returns:
         Counts, the digest of the output, and the time taken.
 
     Raises:
-        MergeError: The adapter is not plain LoRA, does not fit the base or holds NaN or Inf, or the output cannot be
-            written there. Nothing is left behind.
+        MergeError: The adapter is not LoRA, does not fit the base or holds NaN or Inf, or the output cannot be written
+            there. Nothing is left behind.
+        ModelError: Transformers has no causal language model of the base's kind.
         OSError: The disk failed while it was written to; nothing is left behind either.
 
     Source:
         Hu et al. 2021 (arXiv:2106.09685), section 4.1; the rank-stabilized scale is Kalajdzievski 2023
-        (arXiv:2312.03732). The result is that of PEFT's `merge_and_unload()` with adapter weights in fp32.
+        (arXiv:2312.03732), DoRA is Liu et al. 2024 (arXiv:2402.09353). The result is that of PEFT's
+        `merge_and_unload()` with adapter weights in fp32.
     """
     started = time.perf_counter()
     output = output.absolute()
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise MergeError(f"the output must be a new or empty folder, got {output}; name another, or remove it first")
-    checkpoint = _open_base(base)
-    companions = _companions(checkpoint)
-    with open_weights(adapter / "adapter_model.safetensors") as weights:
-        updates = plan_updates(weights, read_lora(adapter / "adapter_config.json"), checkpoint)
-        total = sum(path.stat().st_size for path in [*checkpoint.files, *companions])
-        _check_disk(output, total)
-        written = 0
+    with planned_merge(adapter, base, recipe, quantization) as plan:
+        files = [*plan.checkpoint.files, *plan.companions]
+        sizes = {path.name: path.stat().st_size for path in files}
+        total = written = sum(sizes.values())
+        _check_disk(output, total - unfinished_bytes(output))
+        with _disk_errors(output, total), staged(output, _fingerprint(plan, adapter, recipe, quantization)) as staging:
+            digests = staging.kept(set(sizes))
+            resumed = len(digests)
+            written = sum(sizes[name] for name in digests)
 
-        def count(size: int) -> None:
-            nonlocal written
-            written += size
-            if progress is not None:
-                progress(written, total)
+            def count(size: int) -> None:
+                nonlocal written
+                written += size
+                if progress is not None:
+                    progress(written, total)
 
-        digests = {}
-        with _staged(output) as folder, _one_thread():
-            for path, header in checkpoint.files.items():
-                digests[path.name] = _write(folder / path.name, _merged_file(path, header, updates, weights), count)
-            for path in companions:
-                digests[path.name] = _write(folder / path.name, [path.read_bytes()], count)
+            def finished(name: str, sha256: str) -> None:
+                staging.finished(name, sha256)
+                digests[name] = sha256
 
-    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+            count(0)
+            merger = Merger(plan.weights, plan.round_trip, _device())
+            with _one_thread(), Pen(staging.folder, finished, count) as pen:
+                for path in files:
+                    if path.name not in digests:
+                        pen.open(path.name)
+                        merger.write_file(path, plan.checkpoint.files.get(path), plan.changes, pen)
+                        pen.close()
+                pen.join()
+            staging.publish()
+    changes = plan.changes.values()
     return MergeReport(
-        modules_merged=len(updates),
-        tensors_copied=len(checkpoint.tensors) - len(updates),
-        bytes_written=written,
-        output_sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        modules_merged=sum(bool(change.updates or change.replaced_by) for change in changes),
+        tensors_copied=len(plan.checkpoint.tensors) - len(changes),
+        bytes_written=total,
+        output_sha256=folder_sha256(digests),
         seconds=time.perf_counter() - started,
+        recipe=recipe,
+        modules_round_tripped=sum(change.quantized for change in changes),
+        resumed_files=resumed,
     )
+
+
+@contextmanager
+def planned_merge(
+    adapter: Path, base: Path, recipe: Recipe, quantization: QuantizationConfig | None
+) -> Iterator[MergePlan]:
+    """Find out what a merge will do, and hold the adapter's weights open meanwhile.
+
+    Raises:
+        MergeError: The adapter cannot be merged into this base, or not by this recipe.
+        ModelError: Transformers has no causal language model of the base's kind.
+    """
+    checkpoint = _open_base(base)
+    tensors = checkpoint.tensors
+    with open_weights(adapter / WEIGHTS) as weights:
+        lora = read_lora(adapter / CONFIG)
+        skeleton = read_skeleton(checkpoint.folder, tensors.keys())
+        changes = plan_changes(weights, lora, skeleton, tensors)
+        round_trip = None
+        if recipe == "as-trained":
+            if quantization is None or not quantization.load_in_4bit:
+                raise MergeError(
+                    f"the recipe 'as-trained' is for a base that was quantized to 4 bits, got {quantization!r}; "
+                    "use 'full-precision'"
+                )
+            changes = with_quantized(changes, quantized_modules(base, quantization), skeleton, tensors)
+            dtype = compute_dtype_for(quantization.bnb_4bit_compute_dtype, training_device())
+            round_trip = RoundTrip(quantization, dtype, _device())
+        yield MergePlan(checkpoint, _companions(checkpoint), changes, round_trip, weights)
+
+
+def folder_sha256(digests: Mapping[str, str]) -> str:
+    """Return one digest over the names and SHA-256 of a folder's files."""
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _open_base(base: Path) -> Checkpoint:
@@ -140,6 +232,31 @@ def _companions(checkpoint: Checkpoint) -> list[Path]:
     )
 
 
+def _fingerprint(plan: MergePlan, adapter: Path, recipe: Recipe, quantization: QuantizationConfig | None) -> str:
+    """What must be the same for a merge to go on with another one's files; large files count by size and time."""
+    base = {}
+    for path in [*plan.checkpoint.files, *plan.companions]:
+        status = path.stat()
+        base[path.name] = [status.st_size, status.st_mtime_ns, status.st_ino]
+    told = {
+        "base": [str(plan.checkpoint.folder.resolve()), base],
+        "adapter": [_sha256(adapter / name) for name in (CONFIG, WEIGHTS)],
+        "recipe": recipe,
+        "quantization": None if quantization is None else quantization.model_dump(),
+        "dtype": None if plan.round_trip is None else str(plan.round_trip.dtype),
+        "device": _device().type,
+        "versions": [
+            importlib.metadata.version(name) for name in ("rankloom", "torch", "transformers", "bitsandbytes")
+        ],
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check_disk(output: Path, needed: int) -> None:
     existing = next(parent for parent in output.parents if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -151,20 +268,20 @@ def _check_disk(output: Path, needed: int) -> None:
 
 
 @contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its name at the end, and is gone if anything went wrong."""
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # In a container, a merge that was killed had this process id too.
-    partial.mkdir(parents=True)
+def _disk_errors(output: Path, total: int) -> Iterator[None]:
     try:
-        yield partial
-        sync_folder(partial)
-        partial.rename(output)
-    # Planned: whatever ends a merge, Ctrl-C too, leaves nothing half-made behind, and is raised again.
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_folder(output.parent)
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MergeError(
+            f"the output needs {total:,} bytes, but the disk of {output} filled up meanwhile; "
+            "free some, or name an output on another disk"
+        ) from error
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
@@ -176,43 +293,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _write(path: Path, blocks: Iterable[bytes | memoryview], count: Callable[[int], None]) -> str:
-    """Write one file, make it durable, and return its SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("xb") as file:
-        for block in blocks:
-            digest.update(block)
-            count(file.write(block))
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _merged_file(
-    path: Path, header: SafetensorsHeader, updates: Mapping[str, LoraUpdate], weights: Any
-) -> Iterator[bytes | memoryview]:
-    with path.open("rb") as file:
-        yield file.read(header.data_start)
-    for name, span in header.tensors.items():
-        if name in updates:
-            raw = np.memmap(path, np.uint8, "c", header.data_start + span.start, (span.end - span.start,))
-            weight = torch.from_numpy(raw).view(DTYPES[span.dtype]).view(span.shape)
-            yield from _merged_rows(name, weight, updates[name], weights)
-        else:
-            yield from (block.data for block in raw_blocks(path, header, name))
-
-
-def _merged_rows(name: str, weight: torch.Tensor, update: LoraUpdate, weights: Any) -> Iterator[bytes | memoryview]:
-    a, b = (weights.get_tensor(half).float() for half in (update.lora_a, update.lora_b))
-    rows = _BLOCK_BYTES // (weight.shape[1] * weight.itemsize)
-    step = max(_TILE_ROWS, rows - rows % _TILE_ROWS)
-    parts = torch.split(a, step, dim=1) if update.transposed else torch.split(b, step)
-    for block, part in zip(torch.split(weight, step), parts, strict=True):
-        delta = (b @ part).T if update.transposed else part @ a
-        merged = (block.float() + delta * update.scale).to(weight.dtype).contiguous()
-        # NaN and Inf survive a sum, and a sum is twenty times faster than `isfinite` on half precision.
-        if not math.isfinite(merged.float().sum().item()):
-            raise MergeError(f"{name} must be finite in {weight.dtype} once merged; check the base and the adapter")
-        yield merged.view(torch.uint8).numpy().data

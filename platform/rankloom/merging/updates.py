@@ -1,184 +1,184 @@
-"""The adapter's side of a merge: what PEFT saved, and which weight of the base receives which update."""
+"""Which tensor of the base receives what from an adapter: found and checked before the first byte is written."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from rankloom.errors import MergeError
-from rankloom.models import leaf_modules
-from rankloom_registry.artifacts.keys import HEADS, base_tensor
-from rankloom_registry.formats.checkpoint import Checkpoint
+from rankloom.merging.changes import Change, LoraUpdate, require_fit, require_float
+from rankloom.merging.experts import WRAPPED, Halves, expert_changes, targeted_parameters
+from rankloom.merging.lora import WEIGHTS, Lora, not_merged
+from rankloom.merging.skeleton import Skeleton
+from rankloom_registry.artifacts.keys import PREFIX, Whole, parse_key
 from rankloom_registry.formats.safetensors import TensorSpan
 
-T = TypeVar("T")
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Fields of an adapter_config.json that say where and how it was trained; its tensors tell which weights it changes.
-_INERT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
-_INERT |= {"exclude_modules", "layers_pattern", "layers_to_transform", "lora_dropout", "target_modules"}
-_INERT |= {"corda_config", "eva_config", "loftq_config", "lora_ga_config"}
-_INERT |= {"megatron_core", "qalora_group_size", "runtime_config"}
+_UPDATE = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(A|B|magnitude_vector)(?:\.weight)?")
 
 
-class Lora(BaseModel):
-    """The fields of `adapter_config.json` that decide what is added; every other one is inert or refused."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    peft_type: Literal["LORA"]
-    r: PositiveInt
-    lora_alpha: FiniteFloat
-    use_rslora: bool = False
-    # PEFT saves what it found in the model, whatever the user asked for: True for GPT-2's Conv1D, if not quantized.
-    fan_in_fan_out: bool = False
-    rank_pattern: dict[re.Pattern[str], PositiveInt] | None = None
-    alpha_pattern: dict[re.Pattern[str], FiniteFloat] | None = None
-    bias: Literal["none"] = "none"
-    # The other initializations (pissa, olora, corda, loftq, lora_ga) also change the base that the adapter belongs to.
-    init_lora_weights: Literal[True, False, "gaussian", "orthogonal", "eva"] | None = True
-
-    def rank(self, module: str) -> int:
-        """Return the rank of a module's update."""
-        return _pattern_value(self.rank_pattern, module, self.r)
-
-    def scale(self, module: str) -> float:
-        """Return what a module's B·A is multiplied with."""
-        alpha, rank = _pattern_value(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-
-def _pattern_value(patterns: Mapping[re.Pattern[str], T] | None, module: str, default: T) -> T:
-    # The rule of `peft.utils.other.get_pattern_key`: the first key that matches whole parts at the name's end.
-    matches = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key.pattern})$", module))
-    return next(matches, default)
-
-
-@dataclass(frozen=True, slots=True)
-class LoraUpdate:
-    """What one base weight receives: scale · B·A, transposed where the base stores (in, out).
-
-    Attributes:
-        lora_a: Name of the adapter's tensor A, of shape (r, in).
-        lora_b: Name of the adapter's tensor B, of shape (out, r).
-        rank: r.
-        scale: Factor of B·A.
-        transposed: Whether the base's weight is (in, out).
-    """
-
-    lora_a: str
-    lora_b: str
-    rank: int
-    scale: float
-    transposed: bool
-
-
-def read_lora(path: Path) -> Lora:
-    """Read an `adapter_config.json`.
-
-    Raises:
-        MergeError: It cannot be read, or is not that of plain LoRA or rsLoRA.
-    """
-    try:
-        lora = Lora.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MergeError(f"an adapter must have {path.name}: {error}; give the folder that PEFT saved") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise MergeError(_not_plain(path, ".".join(map(str, first["loc"])), first["input"])) from error
-    for name, value in (lora.model_extra or {}).items():
-        if value and name not in _INERT:
-            raise MergeError(_not_plain(path, name, value))
-    return lora
-
-
-def _not_plain(path: Path, name: str, value: object) -> str:
-    found = f"{path} has {name}={value!r}"
-    return f"only plain LoRA and rsLoRA can be merged, but {found}; keep it as an adapter, or merge it with PEFT"
-
-
-def open_weights(path: Path) -> Any:
-    """Open an `adapter_model.safetensors`; the result is a context manager that reads one tensor at a time.
-
-    Raises:
-        MergeError: It is missing, torn, or not safetensors.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise MergeError(f"{path} must be a whole safetensors file: {error}; save the adapter again") from error
-
-
-def plan_updates(weights: Any, lora: Lora, checkpoint: Checkpoint) -> dict[str, LoraUpdate]:
-    """Find the base weight of each adapter tensor, and check shapes and values.
+def plan_changes(weights: Any, lora: Lora, skeleton: Skeleton, tensors: Mapping[str, TensorSpan]) -> dict[str, Change]:
+    """Find what each tensor of an adapter changes in the base, and check shapes and values.
 
     Args:
         weights: The adapter's tensors, as `open_weights` returned them.
         lora: Its configuration.
-        checkpoint: The base.
+        skeleton: The base's model.
+        tensors: The tensors of its checkpoint.
 
     Returns:
-        Names of base weights to what each receives; no other weight changes.
+        Names of base tensors to what each receives; no other one changes.
 
     Raises:
         MergeError: A tensor has no partner, no place in the base, the wrong shape, or is not finite.
     """
-    names = set(weights.keys())
-    tensors = checkpoint.tensors
-    updates: dict[str, LoraUpdate] = {}
-    for name in sorted(names):
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-        if match is None:
-            raise MergeError(_not_plain(Path("its weights file"), "tensor", name))
-        module, half = match.groups()
-        other = f"base_model.model.{module}.lora_{'B' if half == 'A' else 'A'}.weight"
-        if other not in names:
-            raise MergeError(f"lora_A and lora_B must come in pairs, but {other} is missing; save the adapter again")
+    shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    modules, saved = _sort(shapes, lora)
+    changes: dict[str, Change] = {}
+    for module, halves in modules.items():
+        if targeted_parameters(module.replace(WRAPPED, ""), lora, skeleton):
+            found = expert_changes(module, Halves(halves["A"], halves["B"]), lora, skeleton, tensors, shapes)
+        else:
+            found = _linear_change(module, halves, lora, skeleton, tensors, shapes)
+        _add(changes, found, tensors)
+    for parameter, name in saved.items():
+        _add(changes, _replacement(parameter, name, saved, weights, skeleton, tensors), tensors)
+    if not modules:
+        raise MergeError("the adapter must hold at least one lora_A and lora_B, got none; save it again")
+    for name in shapes:
         if not weights.get_tensor(name).isfinite().all():
             raise MergeError(f"adapter weights must be finite, but {name} holds NaN or Inf; promote another adapter")
-        if half == "A":
-            target = _find_target(module, tensors, checkpoint.config)
-            if target in updates:
+    return changes
+
+
+def with_quantized(
+    changes: Mapping[str, Change], modules: list[str], skeleton: Skeleton, tensors: Mapping[str, TensorSpan]
+) -> dict[str, Change]:
+    """Add to a plan that the weights of some modules pass through 4 bits, also those that no adapter changes.
+
+    Args:
+        changes: The plan.
+        modules: The modules that the search quantized.
+        skeleton: The base's model.
+        tensors: The tensors of its checkpoint.
+
+    Raises:
+        MergeError: A module's weight is not stored by itself, so its blocks of 4-bit values cannot be found.
+    """
+    planned = dict(changes)
+    for module in modules:
+        name = _stored(f"{module}.weight", skeleton, "only weights that are stored as the model has them")
+        require_float(name, tensors[name])
+        change = planned.get(name, Change())
+        if change.replaced_by is None:
+            planned[name] = replace(change, quantized=True, transposed=skeleton.is_conv1d(module))
+    return planned
+
+
+def _sort(names: Mapping[str, Any], lora: Lora) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Sort an adapter's tensors into the parts of each module's update, and the parameters saved whole."""
+    modules: dict[str, dict[str, str]] = {}
+    saved: dict[str, str] = {}
+    for name in sorted(names):
+        key = parse_key(name)
+        if match := _UPDATE.fullmatch(name):
+            modules.setdefault(match[1], {})[match[2]] = name
+        elif isinstance(key, Whole) and name.startswith(PREFIX) and _is_saved(key.module, lora.modules_to_save or []):
+            saved[name.removeprefix(PREFIX)] = name
+        else:
+            raise not_merged(Path(WEIGHTS), "tensor", name)
+    for module, halves in modules.items():
+        for half in ("A", "B"):
+            if half not in halves:
+                missing = f"{PREFIX}{module}.lora_{half}.weight"
                 raise MergeError(
-                    f"a weight takes one update, but two modules of the adapter target {target}; merge one"
+                    f"lora_A and lora_B must come in pairs, but {missing} is missing; save the adapter again"
                 )
-            # By class, as PEFT does: trained on a quantized base, an adapter of a Conv1D has fan_in_fan_out=False.
-            transposed = lora.fan_in_fan_out or leaf_modules(checkpoint.folder).get(module) == "Conv1D"
-            updates[target] = LoraUpdate(name, other, lora.rank(module), lora.scale(module), transposed)
-            _check_fit(weights, updates[target], target, tensors[target])
-    if not updates:
-        raise MergeError("the adapter must hold at least one lora_A and lora_B, got none; save it again")
-    return updates
+        if lora.use_dora != ("magnitude_vector" in halves):
+            raise MergeError(
+                f"an update must have a lora_magnitude_vector if use_dora is true, and only then, but use_dora is "
+                f"{lora.use_dora} and {module} has {', '.join(halves.values())}; save the adapter again"
+            )
+    for wanted in lora.modules_to_save or []:
+        if not any(_is_saved(parameter.rpartition(".")[0], [wanted]) for parameter in saved):
+            raise MergeError(f"modules_to_save names {wanted!r}, but {WEIGHTS} lacks it; save the adapter again")
+    return modules, saved
 
 
-def _find_target(module: str, tensors: Mapping[str, TensorSpan], config: Mapping[str, Any]) -> str:
-    tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
-    # Absent counts as tied: older files leave out what is the default, and GPT-2's default is tied.
-    if module.rpartition(".")[2] in HEADS and tied is not False:
+def _is_saved(module: str, names: list[str]) -> bool:
+    # As PEFT has it: 'norm' is also the end of 'input_layernorm', and what lies in a saved module is saved.
+    return any(f"{name}." in f"{module}." for name in names)
+
+
+def _linear_change(
+    module: str,
+    halves: Mapping[str, str],
+    lora: Lora,
+    skeleton: Skeleton,
+    tensors: Mapping[str, TensorSpan],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Change]:
+    parameter = f"{module}.weight"
+    if skeleton.is_tied(parameter):
         raise MergeError(
-            f"an output head may be merged only where config.json says tie_word_embeddings=false, got {tied!r}: "
-            f"merging {module} would change the input embeddings too; keep it as an adapter"
+            f"an output head may be merged only where config.json says tie_word_embeddings=false: merging {module} "
+            "would change the input embeddings too; keep it as an adapter"
         )
-    if name := base_tensor(f"{module}.weight", tensors):
-        return name
-    raise MergeError(f"the base must have each module of the adapter, but not {module}.weight; give the adapter's base")
+    name = _stored(parameter, skeleton, "the base must have each module of the adapter")
+    require_float(name, tensors[name])
+    # By class, as PEFT does: trained on a quantized base, an adapter of a Conv1D has fan_in_fan_out=False.
+    transposed = skeleton.is_conv1d(module)
+    magnitude = halves.get("magnitude_vector")
+    update = LoraUpdate(halves["A"], halves["B"], lora.rank(module), lora.scale(module), magnitude)
+    shape = tensors[name].shape
+    require_fit(update, name, shape[::-1] if transposed else shape, shapes)
+    return {name: Change((update,), transposed)}
 
 
-def _check_fit(weights: Any, update: LoraUpdate, name: str, target: TensorSpan) -> None:
-    if target.dtype not in DTYPES:
-        raise MergeError(f"a merged weight must be F32, F16 or BF16, but {name} is {target.dtype}; give another base")
-    shape = target.shape[::-1] if update.transposed else target.shape
-    a, b = (tuple(weights.get_slice(half).get_shape()) for half in (update.lora_a, update.lora_b))
-    if len(shape) != 2 or a != (update.rank, shape[1]) or b != (shape[0], update.rank):
+def _stored(parameter: str, skeleton: Skeleton, rule: str) -> str:
+    """The tensor of the checkpoint that is a parameter."""
+    sources = skeleton.sources(parameter) if parameter.rpartition(".")[0] in skeleton.modules else []
+    if len(sources) != 1 or sources[0].expert is not None:
+        found = f"it has {len(sources)} tensors for" if sources else "not"
+        raise MergeError(f"{rule}, but {found} {parameter}; give the adapter's base")
+    return sources[0].name
+
+
+def _replacement(
+    parameter: str,
+    name: str,
+    saved: Mapping[str, str],
+    weights: Any,
+    skeleton: Skeleton,
+    tensors: Mapping[str, TensorSpan],
+) -> dict[str, Change]:
+    """The change of a parameter that the adapter holds whole (`modules_to_save`)."""
+    for twin in skeleton.tied_with(parameter):
+        if twin not in saved or not torch.equal(weights.get_tensor(saved[twin]), weights.get_tensor(name)):
+            raise MergeError(
+                f"embeddings and output head are one tensor in this base (tie_word_embeddings), but the adapter saves "
+                f"{parameter} and not the same as {twin}; keep it as an adapter"
+            )
+        if not skeleton.sources(parameter):
+            return {}  # stored once, under the twin's name
+    target = _stored(parameter, skeleton, "the base must have each module that is saved whole")
+    require_float(target, tensors[target])
+    shape = tuple(weights.get_slice(name).get_shape())
+    if shape != tensors[target].shape:
         raise MergeError(
-            f"lora_A must be (r, in) and lora_B (out, r), but {name} is {target.shape}, r={update.rank}, lora_A {a}, "
-            f"lora_B {b}, fan_in_fan_out={update.transposed}; give the base that the adapter was trained on"
+            f"a module saved whole must have the base's shape, but {name} is {shape} and {target} "
+            f"{tensors[target].shape}; keep it as an adapter"
         )
+    return {target: Change(replaced_by=name)}
+
+
+def _add(changes: dict[str, Change], found: Mapping[str, Change], tensors: Mapping[str, TensorSpan]) -> None:
+    for name, change in found.items():
+        require_float(name, tensors[name])
+        if name in changes:
+            raise MergeError(f"a weight takes one update, but two modules of the adapter target {name}; merge one")
+        changes[name] = change

@@ -9,34 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from rankloom.errors import MergeError
-from rankloom.merging import merge
+from rankloom.merging import blocks
+from rankloom.merging.lora import Lora
 from rankloom.merging.merge import merge_adapter
-from rankloom.merging.updates import Lora
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 150,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-BASES: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
-    "llama-tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
-    "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
-    "gpt2": lambda: GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32),
-}
+KINDS = ["llama", "llama-tied", "qwen2", "gemma", "gpt2", "phi3", "gpt-neox", "gpt-neox-tied"]
 LORAS: dict[str, dict[str, Any]] = {
+    "dora": {"r": 4, "lora_alpha": 8, "use_dora": True},
     "lora": {"r": 4, "lora_alpha": 8},
     "rslora": {"r": 4, "lora_alpha": 7, "use_rslora": True},
     # The first pattern is a suffix, the second a regular expression, the third matches a whole name or nothing.
@@ -49,46 +35,10 @@ LORAS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_base(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> Path:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(BASES[kind]()).to(dtype)
-    model.save_pretrained(folder, **options)
-    (folder / "chat_template.jinja").write_text("{{ messages }}\n")
-    (folder / "tokenizer.json").write_text('{"spacing" :   "kept"}')
-    (folder / "modeling_custom.py").write_text("raise SystemExit\n")
-    return folder
-
-
-def save_adapter(folder: Path, base: Path, **lora: Any) -> Path:
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}
-    adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder, save_embedding_layers=False)
-    return folder
-
-
-def merged_by_peft(base: Path, adapter: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    return dict(peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict())
-
-
-def assert_same_as_peft(base: Path, adapter: Path, output: Path, dtype: torch.dtype) -> None:
-    expected = merged_by_peft(base, adapter, dtype)
-    got = AutoModelForCausalLM.from_pretrained(output, dtype=dtype).state_dict()
-    before = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).state_dict()
-    assert got.keys() == expected.keys()
-    assert {name: int((got[name] != expected[name]).sum()) for name in got} == dict.fromkeys(got, 0)
-    assert any(not torch.equal(got[name], before[name]) for name in got)
-
-
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    save_adapter(folder / "adapter", save_base(folder / "base"))
+    made.adapter(folder / "adapter", made.base(folder / "base"))
     return folder
 
 
@@ -104,55 +54,55 @@ def adapter(tmp_path: Path, saved: Path) -> Path:
 
 @pytest.mark.parametrize("lora", LORAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", BASES)
-def test_no_element_differs_from_peft(tmp_path: Path, kind: str, dtype: torch.dtype, lora: str) -> None:
-    base = save_base(tmp_path / "base", kind, dtype)
-    adapter = save_adapter(tmp_path / "adapter", base, **LORAS[lora])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_element_differs_from_peft(made: Any, tmp_path: Path, kind: str, dtype: torch.dtype, lora: str) -> None:
+    base = made.base(tmp_path / "base", kind, dtype)
+    adapter = made.adapter(tmp_path / "adapter", base, **LORAS[lora])
     report = merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
-    assert report.modules_merged == (8 if kind == "gpt2" else 14)
-    assert_same_as_peft(base, adapter, tmp_path / "merged", dtype)
+    assert report.modules_merged == {"gpt2": 8, "phi3": 8, "gpt-neox": 8, "gpt-neox-tied": 8}.get(kind, 14)
+    made.same_as_peft(base, adapter, tmp_path / "merged", dtype)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("llama", torch.bfloat16), ("gpt2", torch.float16)])
 def test_blocks_of_rows_change_nothing(
-    tmp_path: Path, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    made: Any, tmp_path: Path, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = save_base(tmp_path / "base", kind, dtype)
-    adapter = save_adapter(tmp_path / "adapter", base)
-    monkeypatch.setattr(merge, "_BLOCK_BYTES", 1)  # 64 rows: several blocks a tensor, and the last one is smaller
+    base = made.base(tmp_path / "base", kind, dtype)
+    adapter = made.adapter(tmp_path / "adapter", base)
+    monkeypatch.setitem(blocks.BLOCK_BYTES, "cpu", 1)  # 64 rows: several blocks a tensor, and the last one is smaller
     merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
-    assert_same_as_peft(base, adapter, tmp_path / "merged", dtype)
+    made.same_as_peft(base, adapter, tmp_path / "merged", dtype)
 
 
-def test_sharded_base_keeps_its_shards(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base", max_shard_size="20KB")
-    adapter = save_adapter(tmp_path / "adapter", base)
+def test_sharded_base_keeps_its_shards(made: Any, tmp_path: Path) -> None:
+    base = made.base(tmp_path / "base", max_shard_size="20KB")
+    adapter = made.adapter(tmp_path / "adapter", base)
     merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
     shards = sorted(path.name for path in base.glob("*.safetensors"))
     assert len(shards) > 2
     assert sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors")) == shards
-    assert_same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
+    made.same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
 
 
-def test_checkpoint_of_the_inner_model(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base", "gpt2")
+def test_checkpoint_of_the_inner_model(made: Any, tmp_path: Path) -> None:
+    base = made.base(tmp_path / "base", "gpt2")
     weights = load_file(base / "model.safetensors")
     inner = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
     save_file(inner, base / "model.safetensors", metadata={"format": "pt"})
-    adapter = save_adapter(tmp_path / "adapter", base)
+    adapter = made.adapter(tmp_path / "adapter", base)
     merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
     assert load_file(tmp_path / "merged" / "model.safetensors").keys() == inner.keys()
-    assert_same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
+    made.same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
 
 
-def test_untied_output_head_is_merged(tmp_path: Path, base: Path) -> None:
-    adapter = save_adapter(tmp_path / "adapter", base, target_modules=["lm_head", "q_proj"])
+def test_untied_output_head_is_merged(made: Any, tmp_path: Path, base: Path) -> None:
+    adapter = made.adapter(tmp_path / "adapter", base, target_modules=["lm_head", "q_proj"])
     assert merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged").modules_merged == 3
-    assert_same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
+    made.same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
 
 
-def test_only_targeted_bytes_differ(tmp_path: Path, base: Path) -> None:
-    adapter = save_adapter(tmp_path / "adapter", base, target_modules=["v_proj"])
+def test_only_targeted_bytes_differ(made: Any, tmp_path: Path, base: Path) -> None:
+    adapter = made.adapter(tmp_path / "adapter", base, target_modules=["v_proj"])
     report = merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
     before, after = ((folder / "model.safetensors").read_bytes() for folder in (base, tmp_path / "merged"))
     length = 8 + int.from_bytes(before[:8], "little")
@@ -213,15 +163,15 @@ def test_pattern_rule_is_that_of_peft() -> None:
         assert lora.rank(module) == patterns.get(get_pattern_key(list(patterns), module), 4)
 
 
-def edit_json(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def edit_adapter(adapter: Path, change: Callable[[dict[str, torch.Tensor], str], object]) -> None:
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     change(tensors, min(name for name in tensors if ".lora_B." in name))
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+
+
+def edit_json(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def with_config(**fields: Any) -> Callable[[Path, Path], None]:
@@ -237,19 +187,17 @@ def truncate(path: Path) -> None:
 
 
 REFUSALS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
-    "DoRA": (with_config(use_dora=True), "use_dora=True"),
-    "saved modules": (with_config(modules_to_save=["lm_head"]), "modules_to_save="),
+    "DoRA without lengths": (with_config(use_dora=True), "use_dora is True"),
+    "saved modules that are missing": (with_config(modules_to_save=["lm_head"]), "modules_to_save names 'lm_head'"),
     "bias": (with_config(bias="lora_only"), "bias='lora_only'"),
     "lora bias": (with_config(lora_bias=True), "lora_bias=True"),
     "tokens": (with_config(trainable_token_indices=[1]), "trainable_token_indices="),
     "replication": (with_config(layer_replication=[[0, 2]]), "layer_replication="),
-    "parameters": (with_config(target_parameters=["w"]), "target_parameters="),
     "changed base": (with_config(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
     "a field from the future": (with_config(use_xlora=True), "use_xlora=True"),
     "another method": (with_config(peft_type="LOHA"), "peft_type='LOHA'"),
     "broken pattern": (with_config(rank_pattern={"(": 2}), "rank_pattern"),
     "rank": (with_config(r=5), "r=5"),
-    "orientation": (with_config(fan_in_fan_out=True), "fan_in_fan_out=True"),
     "no config": (lambda base, adapter: (adapter / "adapter_config.json").unlink(), "must have adapter_config.json"),
     "truncated adapter": (
         lambda base, adapter: truncate(adapter / "adapter_model.safetensors"),
@@ -263,17 +211,24 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "lone B": (with_tensors(lambda t, b: t.pop(b.replace("lora_B", "lora_A"))), "lora_A.weight is missing"),
     "shape": (with_tensors(lambda t, b: t.update({b: t[b][:-1].clone()})), "lora_B (out, r)"),
     "empty": (with_tensors(lambda t, b: t.clear()), "at least one lora_A"),
-    "magnitude": (with_tensors(lambda t, b: t.update({"x.lora_magnitude_vector": t[b]})), "x.lora_magnitude_vector"),
+    "lengths without DoRA": (
+        with_tensors(lambda t, b: t.update({b.replace("lora_B.weight", "lora_magnitude_vector"): t[b]})),
+        "use_dora is False",
+    ),
+    "a module nobody saved": (
+        with_tensors(lambda t, b: t.update({"base_model.model.lm_head.weight": t[b]})),
+        "tensor='base_model.model.lm_head.weight'",
+    ),
     "embedding": (with_tensors(lambda t, b: t.update({"x.lora_embedding_A": t[b]})), "x.lora_embedding_A"),
     "unknown module": (
         with_tensors(lambda t, b: t.update({k.replace("layers.0", "layers.7"): v for k, v in t.items()})),
         "model.layers.7.",
     ),
-    "one weight twice": (
+    "another prefix": (
         with_tensors(
             lambda t, b: t.update({k.replace("base_model.model.", "base_model.model.x."): v for k, v in t.items()})
         ),
-        "two modules",
+        "not x.model.layers.0",
     ),
     "quantized base": (
         lambda base, adapter: edit_json(base / "config.json", quantization_config={"load_in_4bit": True}),
@@ -303,25 +258,24 @@ def test_refusals_leave_nothing_behind(
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-@pytest.mark.parametrize("flag", [True, None], ids=["tied", "unsaid"])
-def test_head_that_may_be_tied_is_refused(tmp_path: Path, base: Path, flag: bool | None) -> None:
-    adapter = save_adapter(tmp_path / "adapter", base, target_modules=["lm_head"])
-    edit_json(base / "config.json", tie_word_embeddings=flag)
+def test_head_that_is_tied_is_refused(made: Any, tmp_path: Path, base: Path) -> None:
+    adapter = made.adapter(tmp_path / "adapter", base, target_modules=["lm_head"])
+    edit_json(base / "config.json", tie_word_embeddings=True)
     with pytest.raises(MergeError, match="tie_word_embeddings"):
         merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
 
 
 @pytest.mark.parametrize("shard", ["../base/model-00001-of-00002.safetensors", "weights.bin"])
-def test_shard_names_stay_in_the_base(tmp_path: Path, adapter: Path, shard: str) -> None:
-    base = save_base(tmp_path / "sharded", max_shard_size="40KB")
+def test_shard_names_stay_in_the_base(made: Any, tmp_path: Path, adapter: Path, shard: str) -> None:
+    base = made.base(tmp_path / "sharded", max_shard_size="40KB")
     index = json.loads((base / "model.safetensors.index.json").read_text())
     edit_json(base / "model.safetensors.index.json", weight_map=index["weight_map"] | {"lm_head.weight": shard})
     with pytest.raises(MergeError, match=r"its index names|outside its folder"):
         merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
 
 
-def test_index_must_agree_with_its_shards(tmp_path: Path, adapter: Path) -> None:
-    base = save_base(tmp_path / "sharded", max_shard_size="40KB")
+def test_index_must_agree_with_its_shards(made: Any, tmp_path: Path, adapter: Path) -> None:
+    base = made.base(tmp_path / "sharded", max_shard_size="40KB")
     index = json.loads((base / "model.safetensors.index.json").read_text())
     wrong = {"lm_head.weight": index["weight_map"]["model.norm.weight"]}
     edit_json(base / "model.safetensors.index.json", weight_map=index["weight_map"] | wrong)
@@ -337,25 +291,6 @@ def test_existing_output_is_kept(tmp_path: Path, base: Path, adapter: Path) -> N
     with pytest.raises(MergeError, match=f"{output}; name another"):
         merge_adapter(adapter=adapter, base=base, output=output)
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == kept
-
-
-def test_interrupt_leaves_nothing(tmp_path: Path, base: Path, adapter: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        assert list(tmp_path.glob("merged.partial-*/model.safetensors"))
-        if done > total // 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged", progress=interrupt)
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
-
-
-def test_partial_folder_of_a_killed_merge_is_replaced(tmp_path: Path, base: Path, adapter: Path) -> None:
-    stale = tmp_path / f"merged.partial-{os.getpid()}"
-    stale.mkdir()
-    (stale / "model.safetensors").write_bytes(b"half")
-    merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
-    assert not stale.exists() and (tmp_path / "merged" / "config.json").is_file()
 
 
 @pytest.fixture
