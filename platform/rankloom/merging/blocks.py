@@ -18,7 +18,7 @@ from rankloom.merging.pen import Pen
 from rankloom_registry.formats.safetensors import Layout, TensorSpan
 
 # Blocks this small stay in the processor's cache through read, add, check and hash; a GPU wants them larger.
-BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
+BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 _COPY_BYTES = 1 << 20
 # A matrix product gives the same bits block by block as at once only if blocks end where the BLAS kernel's tiles do.
 _TILE_ROWS = 64

@@ -101,6 +101,12 @@ def test_untied_output_head_is_merged(made: Any, tmp_path: Path, base: Path) -> 
     made.same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
 
 
+def test_orientation_is_the_modules_own(made: Any, tmp_path: Path, base: Path, adapter: Path) -> None:
+    edit_json(adapter / "adapter_config.json", fan_in_fan_out=True)  # which PEFT ignores for a linear layer
+    merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+    made.same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
+
+
 def test_only_targeted_bytes_differ(made: Any, tmp_path: Path, base: Path) -> None:
     adapter = made.adapter(tmp_path / "adapter", base, target_modules=["v_proj"])
     report = merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
