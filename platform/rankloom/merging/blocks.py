@@ -90,36 +90,23 @@ class Merger:
                 yield _Straight(descriptor, start, shape, dtype, pen, BLOCK_BYTES[self._device.type])
 
     def _change(self, name: str, matrix: _Matrix, update: LoraUpdate | None, round_trip: RoundTrip | None) -> None:
-        inverse = factors = whole = None
-        if round_trip is not None and matrix.shape[1] % BLOCK:
-            whole = round_trip.whole(torch.cat([block.to(self._device) for _, block in matrix.peek()]))
-        elif round_trip is not None:
-            inverse, factors = round_trip.scales(
-                round_trip.largest(block.to(self._device)) for _, block in matrix.peek()
-            )
-        rows = self._rows(update, matrix.shape, isinstance(matrix, _Transposed)) if update is not None else None
-        columns = matrix.shape[1]
+        four_bit = None if round_trip is None else _FourBit(round_trip, matrix, self._device)
+        sum_of = None if update is None else self._sum(update, matrix)
         for start, block in matrix.rows():
-            stop = start + len(block)
-            merged = self._like("merged", block)
-            if whole is not None:
-                merged.copy_(whole[start:stop])
-            else:
-                merged.copy_(block)
-            if round_trip is not None and inverse is not None and factors is not None:
-                part = slice(start * columns // BLOCK, stop * columns // BLOCK)
-                round_trip.restore(merged, inverse[part], factors[part])
-            if rows is not None:
-                rows.add_to(merged, start, stop, self._like("delta", block))
+            merged = self._like("merged", block).copy_(block)
+            if four_bit is not None:
+                four_bit.restore(merged, start)
+            if sum_of is not None:
+                sum_of.add_to(merged, start, self._like("delta", block))
             block.copy_(merged)
             _require_finite(name, block)
 
-    def _rows(self, update: LoraUpdate, shape: tuple[int, int], transposed: bool) -> _Rows:
+    def _sum(self, update: LoraUpdate, matrix: _Matrix) -> _Sum:
         first = update.first_row
         a = self._tensor(update.lora_a)[update.expert * update.rank :][: update.rank]
-        b = self._tensor(update.lora_b)[first : first + shape[0], update.expert :: update.experts].contiguous()
+        b = self._tensor(update.lora_b)[first : first + matrix.shape[0], update.expert :: update.experts].contiguous()
         magnitude = None if update.magnitude is None else self._tensor(update.magnitude)
-        return _Rows(a, b, update.scale, magnitude, transposed)
+        return _Sum(a, b, update.scale, magnitude, isinstance(matrix, _Transposed))
 
     def _load(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._weights.get_tensor(name)
@@ -132,7 +119,28 @@ class Merger:
         return self._scratch[use][: block.numel()].view(block.shape)
 
 
-class _Rows:
+class _FourBit:
+    """The values of a matrix after the round trip."""
+
+    def __init__(self, round_trip: RoundTrip, matrix: _Matrix, device: torch.device) -> None:
+        self._round_trip = round_trip
+        self._columns = matrix.shape[1]
+        self._whole = None
+        if self._columns % BLOCK:
+            self._whole = round_trip.whole(torch.cat([block.clone() for _, block in matrix.peek()]).to(device))
+        else:
+            largest = (round_trip.largest(block.to(device)) for _, block in matrix.peek())
+            self._inverse, self._factors = round_trip.scales(largest)
+
+    def restore(self, merged: torch.Tensor, start: int) -> None:
+        if self._whole is not None:
+            merged.copy_(self._whole[start : start + len(merged)])
+            return
+        part = slice(start * self._columns // BLOCK, (start + len(merged)) * self._columns // BLOCK)
+        self._round_trip.restore(merged, self._inverse[part], self._factors[part])
+
+
+class _Sum:
     """One update: adds itself to a block of rows, in the order of PEFT's operations, so that the bits are its own."""
 
     def __init__(
@@ -144,15 +152,16 @@ class _Rows:
         self._scale = 1.0 if exact else scale
         self._magnitude, self._transposed = magnitude, transposed
 
-    def add_to(self, merged: torch.Tensor, start: int, stop: int, delta: torch.Tensor) -> None:
-        torch.mm(self._b[start:stop], self._a, out=delta)
+    def add_to(self, merged: torch.Tensor, start: int, delta: torch.Tensor) -> None:
+        rows = slice(start, start + len(merged))
+        torch.mm(self._b[rows], self._a, out=delta)
         if self._scale != 1:
             delta.mul_(self._scale)
         merged.add_(delta)
         if self._magnitude is not None:
             # In the base's own layout, because the order of a sum decides its last bit.
             lengths = torch.linalg.norm(merged.T.contiguous(), dim=0) if self._transposed else merged.norm(dim=1)
-            merged.mul_((self._magnitude[start:stop] / lengths)[:, None])
+            merged.mul_((self._magnitude[rows] / lengths)[:, None])
 
 
 class _Matrix(Protocol):
@@ -162,7 +171,7 @@ class _Matrix(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
     def peek(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Its blocks of rows, each with the number of its first."""
+        """Its blocks of rows, each with the number of its first; a block is valid until the next one is asked for."""
         ...
 
     def rows(self) -> Iterator[tuple[int, torch.Tensor]]:

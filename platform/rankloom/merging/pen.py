@@ -40,6 +40,7 @@ class Pen:
         self._syncer = ThreadPoolExecutor(1, "merge-syncer")
         self._under_way: deque[Future[Any]] = deque()
         self._syncs: list[Future[None]] = []
+        self._files: list[_File] = []
         self._file: _File | None = None
 
     def __enter__(self) -> Pen:
@@ -50,12 +51,13 @@ class Pen:
         """Wait for what is under way; what is not begun is dropped."""
         for pool in (self._writer, self._syncer):
             pool.shutdown(wait=True, cancel_futures=True)
-        if self._file is not None:
-            self._file.close()
+        for file in self._files:  # those that were not synced are still open
+            file.close()
 
     def open(self, name: str) -> None:
         """Begin a file."""
         self._file = _File(self._folder / name)
+        self._files.append(self._file)
 
     def borrow(self, size: int) -> memoryview:
         """Return a buffer to fill, once one is free.

@@ -13,12 +13,13 @@ import torch
 from rankloom.errors import MergeError
 from rankloom.merging.changes import Change, LoraUpdate, require_fit, require_float
 from rankloom.merging.experts import WRAPPED, Halves, expert_changes, targeted_parameters
-from rankloom.merging.lora import WEIGHTS, Lora, not_merged
+from rankloom.merging.lora import CONFIG, WEIGHTS, Lora, not_merged
 from rankloom.merging.skeleton import Skeleton
 from rankloom_registry.artifacts.keys import PREFIX, Whole, parse_key
 from rankloom_registry.formats.safetensors import TensorSpan
 
-_UPDATE = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(A|B|magnitude_vector)(?:\.weight)?")
+# The name of a module's lengths depends on PEFT's version.
+_UPDATE = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(?:(A|B)\.weight|(magnitude)_vector(?:\.weight)?)")
 
 
 def plan_changes(weights: Any, lora: Lora, skeleton: Skeleton, tensors: Mapping[str, TensorSpan]) -> dict[str, Change]:
@@ -41,6 +42,8 @@ def plan_changes(weights: Any, lora: Lora, skeleton: Skeleton, tensors: Mapping[
     changes: dict[str, Change] = {}
     for module, halves in modules.items():
         if targeted_parameters(module.replace(WRAPPED, ""), lora, skeleton):
+            if lora.use_dora:
+                raise not_merged(Path(CONFIG), "use_dora=True beside target_parameters", lora.target_parameters)
             found = expert_changes(module, Halves(halves["A"], halves["B"]), lora, skeleton, tensors, shapes)
         else:
             found = _linear_change(module, halves, lora, skeleton, tensors, shapes)
@@ -86,7 +89,11 @@ def _sort(names: Mapping[str, Any], lora: Lora) -> tuple[dict[str, dict[str, str
     for name in sorted(names):
         key = parse_key(name)
         if match := _UPDATE.fullmatch(name):
-            modules.setdefault(match[1], {})[match[2]] = name
+            module, half = match[1], match[2] or match[3]
+            if modules.setdefault(module, {}).setdefault(half, name) != name:
+                raise MergeError(
+                    f"an update must have each part once, but {name} is another {half} of {module}; save it again"
+                )
         elif isinstance(key, Whole) and name.startswith(PREFIX) and _is_saved(key.module, lora.modules_to_save or []):
             saved[name.removeprefix(PREFIX)] = name
         else:
@@ -98,7 +105,7 @@ def _sort(names: Mapping[str, Any], lora: Lora) -> tuple[dict[str, dict[str, str
                 raise MergeError(
                     f"lora_A and lora_B must come in pairs, but {missing} is missing; save the adapter again"
                 )
-        if lora.use_dora != ("magnitude_vector" in halves):
+        if lora.use_dora != ("magnitude" in halves):
             raise MergeError(
                 f"an update must have a lora_magnitude_vector if use_dora is true, and only then, but use_dora is "
                 f"{lora.use_dora} and {module} has {', '.join(halves.values())}; save the adapter again"
@@ -132,7 +139,7 @@ def _linear_change(
     require_float(name, tensors[name])
     # By class, as PEFT does: trained on a quantized base, an adapter of a Conv1D has fan_in_fan_out=False.
     transposed = skeleton.is_conv1d(module)
-    magnitude = halves.get("magnitude_vector")
+    magnitude = halves.get("magnitude")
     update = LoraUpdate(halves["A"], halves["B"], lora.rank(module), lora.scale(module), magnitude)
     shape = tensors[name].shape
     require_fit(update, name, shape[::-1] if transposed else shape, shapes)

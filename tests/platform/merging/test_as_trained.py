@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rankloom.config import QuantizationConfig
 from rankloom.errors import MergeError
+from rankloom.merging import blocks
 from rankloom.merging.fourbit import RoundTrip
 from rankloom.merging.merge import merge_adapter
 from rankloom.merging.skeleton import quantized_modules
@@ -48,8 +49,8 @@ def test_round_trip_is_that_of_bitsandbytes(kind: Kind, dtype: str, double: bool
     found = weight.float().clone()
     row = 0
     for part in parts:
-        blocks = slice(row * 8, (row + len(part)) * 8)
-        round_trip.restore(found[row : row + len(part)], inverse[blocks], factors[blocks])
+        eighths = slice(row * 8, (row + len(part)) * 8)  # eight blocks a row
+        round_trip.restore(found[row : row + len(part)], inverse[eighths], factors[eighths])
         row += len(part)
     assert torch.equal(found, round_trip.whole(weight))
     assert torch.equal(found, round_trip.slowly(weight, factors))
@@ -68,8 +69,14 @@ def test_quantized_modules_are_those_of_the_search(made: Any, tmp_path: Path, ki
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("compute", ["bfloat16", "float32"])
 def test_every_weight_is_what_was_trained_on(
-    made: Any, tmp_path: Path, kind: str, dtype: str, compute: Literal["bfloat16", "float32"]
+    made: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    dtype: str,
+    compute: Literal["bfloat16", "float32"],
 ) -> None:
+    monkeypatch.setitem(blocks.BLOCK_BYTES, "cpu", 1)  # 64 rows: several blocks a tensor
     base = made.base(tmp_path / "base", kind, DTYPES[dtype])
     target = "c_attn" if kind == "gpt2-64" else "v_proj"
     adapter = made.adapter(tmp_path / "adapter", base, target_modules=[target])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,4 +68,21 @@ def test_a_missing_expert_is_refused(made: Any, tmp_path: Path) -> None:
     del weights["model.layers.0.mlp.experts.1.up_proj.weight"]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MergeError, match="weights of its 3 experts"):
+        merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+
+
+def test_lengths_of_experts_are_refused(made: Any, tmp_path: Path) -> None:
+    base = made.base(tmp_path / "base", "qwen3-moe")
+    adapter = made.adapter(tmp_path / "adapter", base, target_modules=["q_proj"], target_parameters=BOTH)
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    lengths = {
+        name.replace("lora_B.weight", "lora_magnitude_vector"): b[:, 0].clone()
+        for name, b in tensors.items()
+        if "lora_B" in name
+    }
+    save_file(tensors | lengths, path)
+    with pytest.raises(MergeError, match="use_dora=True beside target_parameters"):
         merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")

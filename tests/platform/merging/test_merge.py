@@ -221,6 +221,14 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         with_tensors(lambda t, b: t.update({b.replace("lora_B.weight", "lora_magnitude_vector"): t[b]})),
         "use_dora is False",
     ),
+    "lengths twice": (
+        with_tensors(
+            lambda t, b: t.update(
+                {b.replace("B.weight", end): t[b] for end in ("magnitude_vector", "magnitude_vector.weight")}
+            )
+        ),
+        "each part once",
+    ),
     "a module nobody saved": (
         with_tensors(lambda t, b: t.update({"base_model.model.lm_head.weight": t[b]})),
         "tensor='base_model.model.lm_head.weight'",

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from rankloom.config import QuantizationConfig
 from rankloom.errors import MergeError
+from rankloom.merging import replay as replay_module
 from rankloom.merging.merge import merge_adapter
 from rankloom.merging.replay import replay
 
@@ -55,6 +56,17 @@ def test_one_wrong_element_is_found(made: Any, tmp_path: Path, name: str) -> Non
     for how in ("sampled", "full"):
         report = replay(adapter=adapter, base=base, merged=tmp_path / "merged", how=how)
         assert not report.passed and report.differing == (name,)
+
+
+def test_full_looks_where_a_sample_does_not(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_module, "_SAMPLED_BLOCKS", 2)
+    base = made.base(tmp_path / "base", "llama-64", torch.bfloat16)
+    adapter = made.adapter(tmp_path / "adapter", base)
+    same = {"adapter": adapter, "base": base, "merged": tmp_path / "merged"}
+    merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+    edit(tmp_path / "merged", "model.layers.1.mlp.up_proj.weight", 100, 2)  # the second of three blocks of rows
+    assert replay(how="sampled", **same).passed
+    assert replay(how="full", **same).differing == ("model.layers.1.mlp.up_proj.weight",)
 
 
 def test_the_recipes_differ(made: Any, tmp_path: Path) -> None:
