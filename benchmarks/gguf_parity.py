@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/gguf_parity.py [--model FOLDER_OR_GGUF] [--texts 10] [--types f32,bf16,...] [--folder DIR]
 By default the model is the quickstart's. It is computed in fp32 by Transformers, and so is the yardstick; the model in
-its own bf16 stands beside the files, to show what that format's arithmetic costs by itself. Texts are docstrings of the
-standard library. Prints one JSON document.
+its own bf16 stands beside the files, to show what that format's arithmetic costs by itself. Last come GGUF LoRAs over
+the file in f32, beside PEFT: rank-stabilized, with rank and alpha patterns, of random values. Texts are docstrings of
+the standard library. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from rankloom.docstrings import documented_functions
-from rankloom.exports.gguf import GGUF_TYPES, export_gguf
-from rankloom.exports.gguf_parity import ModelOnText, compare, differences, say
+from rankloom.exports.gguf import GGUF_TYPES, export_gguf, export_gguf_lora
+from rankloom.exports.gguf_parity import compare, differences, say
 from rankloom.exports.gguf_runtime import GgufModel
-from rankloom.models import resolve_base
+from rankloom.models import load_tokenizer, resolve_base
 
 
 def texts(count: int) -> list[str]:
@@ -36,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder, .gguf file or hub id; by default the quickstart's model")
     parser.add_argument("--texts", type=int, default=10)
-    parser.add_argument("--types", default=",".join(GGUF_TYPES))
+    parser.add_argument("--types", default=",".join(GGUF_TYPES), help="f32 is always among them")
+    parser.add_argument("--lora-types", default="f32,f16")
     parser.add_argument("--folder", type=Path, help="where the files go, and stay; by default a temporary folder")
     arguments = parser.parse_args()
     if arguments.model is None:
@@ -47,14 +49,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(measure(base, folder, texts(arguments.texts), arguments.types.split(",")), indent=2))
+        chosen = texts(arguments.texts)
+        types = list(dict.fromkeys(["f32", *arguments.types.split(",")]))
+        rows = compare_types(base, folder, chosen, types)
+        rows |= compare_loras(base, folder, chosen, arguments.lora_types.split(","))
+        print(json.dumps({"model": str(base), "texts": len(chosen), "files": rows}, indent=2))
 
 
-def measure(base: Path, folder: Path, chosen: list[str], types: list[str]) -> dict[str, Any]:
+def compare_types(base: Path, folder: Path, chosen: list[str], types: list[str]) -> dict[str, Any]:
     """Compare each type's file with the model."""
-    yardstick = on_texts(base, chosen, "float32")
-    half = differences(yardstick, [one.logprobs for one in on_texts(base, chosen, "bfloat16")])
-    rows: dict[str, Any] = {"transformers bf16": asdict(half)}
+    tokenizer = load_tokenizer(base)
+    yardstick = say(load(base, "float32"), tokenizer, chosen)
+    half = say(load(base, "bfloat16"), tokenizer, chosen)
+    rows: dict[str, Any] = {"transformers bf16": asdict(differences(yardstick, [one.logprobs for one in half]))}
     for kind in types:
         file = folder / f"{base.name}-{kind}.gguf"
         started = time.perf_counter()
@@ -62,15 +69,44 @@ def measure(base: Path, folder: Path, chosen: list[str], types: list[str]) -> di
         seconds = time.perf_counter() - started
         row = asdict(compare(yardstick, GgufModel(file)))
         rows[kind] = {**row, "bytes": file.stat().st_size, "export_seconds": round(seconds, 1)}
-    return {"model": str(base), "texts": len(chosen), "files": rows}
+    return rows
 
 
-def on_texts(base: Path, chosen: list[str], dtype: str) -> list[ModelOnText]:
-    """Run the model over the texts with Transformers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def compare_loras(base: Path, folder: Path, chosen: list[str], types: list[str]) -> dict[str, Any]:
+    """Compare GGUF LoRAs over the file in f32 with PEFT's adapter over the model in fp32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    return say(model, AutoTokenizer.from_pretrained(base), chosen)
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=16,
+        lora_alpha=16,
+        use_rslora=True,
+        target_modules="all-linear",
+        rank_pattern={"q_proj": 32, "down_proj": 8},
+        alpha_pattern={"v_proj": 64, "up_proj": 4},
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(load(base, "float32"), config).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.003)
+    model.save_pretrained(folder / "adapter")
+    said = say(model, load_tokenizer(base), chosen)
+    under = folder / f"{base.name}-f32.gguf"
+    rows = {"no lora": asdict(compare(said, GgufModel(under)))}
+    for kind in types:
+        file = folder / f"{base.name}-lora-{kind}.gguf"
+        export_gguf_lora(folder / "adapter", base, file, type=kind)
+        rows[f"lora {kind}"] = {**asdict(compare(said, GgufModel(under, adapter=file))), "bytes": file.stat().st_size}
+    return rows
+
+
+def load(base: Path, dtype: str) -> Any:
+    """Load the model with Transformers."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _convert(output: Path, request: dict[str, Any], expected: int, progress: OnB
                 worker.kill()
                 worker.wait()
         if worker.returncode == gguf_worker.REFUSED:
-            raise ModelError(said.strip())
+            raise ModelError(said.strip().rpartition("\n")[2])
         if worker.returncode:
             last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
             raise ModelError(

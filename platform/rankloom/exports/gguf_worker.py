@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def main(request: dict[str, Any]) -> None:
     """Make the file that a request asks for."""
     from auto_round.export.export_to_gguf.llama_cpp_conversion import get_conversion
 
+    _trust_no_code()
     folder = Path(request["model"])
     try:
         converter = get_conversion(folder, auto_update=False).module
@@ -49,6 +51,19 @@ def main(request: dict[str, Any]) -> None:
             folder, _file_type(request["type"]), Path(request["output"]), model_name=request["name"]
         )
         instance.write()
+
+
+def _trust_no_code() -> None:
+    """Keep a model's own Python code from being run: for some tokenizers the converter would, rankloom never does."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    for auto in (AutoConfig, AutoTokenizer):
+        load = auto.from_pretrained
+        auto.from_pretrained = partial(_untrusting, load)  # type: ignore[method-assign]
+
+
+def _untrusting(load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return load(*arguments, **{**options, "trust_remote_code": False})
 
 
 def _file_type(name: str) -> Any:

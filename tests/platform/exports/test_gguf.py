@@ -220,6 +220,22 @@ def test_an_unknown_tokenizer_is_refused(tmp_path: Path, model: Path) -> None:
 
 
 @pytest.mark.slow
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, model: Path) -> None:
+    strange = shutil.copytree(model, tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_bytes())
+    (strange / "config.json").write_text(json.dumps({**config, "architectures": ["DreamModel"]}))
+    config = json.loads((strange / "tokenizer_config.json").read_bytes())
+    auto_map = {"AutoTokenizer": ["own.OwnTokenizer", None]}
+    (strange / "tokenizer_config.json").write_text(
+        json.dumps({**config, "tokenizer_class": "OwnTokenizer", "auto_map": auto_map})
+    )
+    (strange / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass OwnTokenizer: pass\n")
+    with pytest.raises(ModelError, match="converter failed"):
+        export_gguf(strange, tmp_path / "strange.gguf", type="f32")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
 def test_a_crash_of_the_converter_is_one_message(tmp_path: Path, model: Path) -> None:
     torn = shutil.copytree(model, tmp_path / "torn")
     (torn / "tokenizer.json").write_text("{")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankloom.docstrings import documented_functions
+from rankloom.errors import ModelError
+from rankloom.exports.gguf import export_gguf
+from rankloom.exports.gguf_parity import ModelOnText, compare, say
+from rankloom.exports.gguf_runtime import GgufModel
+from rankloom.models import load_tokenizer, resolve_base
+from rankloom.quickstart import smollm2
+
+pytest.importorskip("auto_round", reason="the extra 'gguf' is not installed")
+pytest.importorskip("xllamacpp", reason="the extra 'gguf' is not installed")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M as Transformers' safetensors."""
+    try:
+        file = smollm2()
+    except ModelError:
+        pytest.skip("the quickstart's model is not installed")
+    return resolve_base(str(file)).path
+
+
+@pytest.fixture(scope="module")
+def said(base: Path) -> list[ModelOnText]:
+    """What the model says of ten docstrings in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    rows = list(documented_functions(Path(sysconfig.get_paths()["stdlib"])))
+    texts = [
+        f"Python function: {signature}\nSummary: {summary}" for signature, summary in rows[:: len(rows) // 10][:10]
+    ]
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    return say(model, load_tokenizer(base), texts)
+
+
+# In fp32, every clear choice is the same. In bf16 the weights are the same, too, but llama.cpp rounds what it
+# multiplies them with: two tokens that are as close as that noise, 0.014 nats in the mean, can change places.
+@pytest.mark.parametrize(
+    ("type", "agreement", "mean_delta"),
+    [("f32", 1.0, 0.001), ("f16", 1.0, 0.005), ("bf16", 0.98, 0.03), ("q8_0", 0.9, 0.2)],
+)
+def test_a_real_model(
+    tmp_path: Path, base: Path, said: list[ModelOnText], type: str, agreement: float, mean_delta: float
+) -> None:
+    export_gguf(base, tmp_path / "model.gguf", type=type)
+    running = GgufModel(tmp_path / "model.gguf")
+    parity = compare(said, running)
+    assert parity.differing_texts == ()
+    assert parity.clear > 300
+    assert parity.same_top1_clear >= agreement
+    assert parity.mean_delta < mean_delta
+    assert len(running.generate("The capital of France is", max_tokens=8)) > 5
