@@ -67,9 +67,7 @@ def promote(
     ] = Recipe.full_precision,
     gguf_type: Annotated[
         str | None,
-        typer.Option(
-            help="Of a GGUF file: f32, bf16, f16, q8_0, q5_1, q4_1. For an adapter: a GGUF LoRA, too."
-        ),
+        typer.Option(help="Of a GGUF file: f32, bf16, f16, q8_0, q5_1, q4_1. For an adapter: a GGUF LoRA, too."),
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Alias that moves to this adapter after success.")] = None,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
