@@ -94,9 +94,9 @@ def table(split: str, models: dict[str, Any]) -> str:
         if name == "adapter":
             cells += ["0", "0", "–", "100%"]
         else:
-            kept = (alone - one["loss"]) / (alone - trained)
+            kept = f"{(alone - one['loss']) / (alone - trained):.0%}" if alone > trained else "–"
             cells.append(f"{one['delta']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]")
-            cells += [f"{one['kl']:.4f}", f"{one['top1']:.1%}", f"{kept:.0%}"]
+            cells += [f"{one['kl']:.4f}", f"{one['top1']:.1%}", kept]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
