@@ -18,9 +18,10 @@ from rankloom.exports.modelfile import write_modelfile
 from rankloom.exports.nf4 import export_nf4, refuse_quantized_base
 from rankloom.merging.merge import MergeReport, Recipe, merge_adapter
 from rankloom.merging.replay import replay
-from rankloom.models import BaseModel
+from rankloom.models import BaseModel, load_model_config
+from rankloom.promotion.drift import MOST_BYTES
 from rankloom.promotion.gates import assert_room, judge_drift, prove_base
-from rankloom.promotion.measuring import HELD_OUT, Drifts, Measuring
+from rankloom.promotion.measuring import GENERAL_LENGTH, GENERAL_ROWS, HELD_OUT, Drifts, Measuring
 from rankloom_registry import Adapter, Registry
 from rankloom_registry.files import write_atomically
 from rankloom_registry.formats.checkpoint import open_checkpoint
@@ -168,7 +169,10 @@ class Build:
         weights = sum(path.stat().st_size for path in open_checkpoint(self._base.path).files)
         folders = len(self._recipes) + (self._order.format != "safetensors")
         there = sum(path.stat().st_size for path in self._staging.rglob("*") if path.is_file())
-        return max(0, folders * weights - there)
+        vocabulary = int(load_model_config(self._base.path).get_text_config().vocab_size)
+        tokens = [sum(len(row["labels"]) for row in self._held_out.tokens), GENERAL_ROWS * GENERAL_LENGTH]
+        predictions = sum(min(MOST_BYTES, 4 * vocabulary * count) for count in tokens)
+        return max(0, folders * weights + predictions - there)
 
     def _merge(self, recipe: Recipe) -> tuple[Path, MergeReport]:
         folder, note = self._staging / recipe, self._staging / f"{recipe}.json"

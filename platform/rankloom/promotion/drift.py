@@ -15,7 +15,7 @@ from rankloom.tokens import IGNORED
 from rankloom.training.evaluation import Evaluation, evaluate_loss
 
 OnBatch = Callable[[int, int], None]
-_MOST_BYTES = 1 << 30  # of predictions that are kept to compare with
+MOST_BYTES = 1 << 30  # of predictions that are kept to compare with
 _RESAMPLES = 10_000
 _LEVEL = 0.95
 
@@ -65,7 +65,7 @@ class Reference:
         batch_size: int,
         dtype: torch.dtype | None,
         on_batch: OnBatch | None = None,
-        most_bytes: int = _MOST_BYTES,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         """Measure a model.
 

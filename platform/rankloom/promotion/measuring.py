@@ -21,8 +21,8 @@ from rankloom.training.resident import keep_gradients_after_evaluation, training
 Tell = Callable[[str, int, int], None]
 Drifts = dict[str, Drift]  # by split
 HELD_OUT, GENERAL = "held-out", "general"
-_GENERAL_ROWS = 24
-_GENERAL_LENGTH = 128  # tokens
+GENERAL_ROWS = 24
+GENERAL_LENGTH = 128  # tokens
 
 
 class Measuring:
@@ -116,11 +116,11 @@ def general_rows(base: BaseModel, max_length: int) -> Any:
     """
     import datasets
 
-    texts = module_texts(Path(sysconfig.get_paths()["stdlib"]), _GENERAL_ROWS)
+    texts = module_texts(Path(sysconfig.get_paths()["stdlib"]), GENERAL_ROWS)
     return tokenise(
         datasets.Dataset.from_dict({"text": texts}),
         load_tokenizer(base.path),
-        max_length=min(max_length, _GENERAL_LENGTH),
+        max_length=min(max_length, GENERAL_LENGTH),
         completion_only_loss=None,
     )
 
