@@ -15,8 +15,6 @@ from rankloom.errors import MergeError
 
 T = TypeVar("T")
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 # Fields of an adapter_config.json that say where and how it was trained; its tensors tell which weights it changes.
 _INERT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
 _INERT |= {"exclude_modules", "layers_pattern", "layers_to_transform", "lora_dropout", "target_modules"}

@@ -25,12 +25,13 @@ from rankloom.errors import MergeError
 from rankloom.merging.blocks import Merger
 from rankloom.merging.changes import Change
 from rankloom.merging.fourbit import RoundTrip
-from rankloom.merging.lora import CONFIG, WEIGHTS, open_weights, read_lora
+from rankloom.merging.lora import open_weights, read_lora
 from rankloom.merging.pen import Pen
 from rankloom.merging.skeleton import quantized_modules, read_skeleton
-from rankloom.merging.staging import staged, unfinished_bytes
+from rankloom.merging.staging import file_sha256, staged, unfinished_bytes
 from rankloom.merging.updates import plan_changes, with_quantized
 from rankloom.training.resident import compute_dtype_for, training_device
+from rankloom_registry.artifacts.place import CONFIG, WEIGHTS
 from rankloom_registry.errors import FingerprintError
 from rankloom_registry.formats.checkpoint import INDEX, Checkpoint, open_checkpoint
 
@@ -240,7 +241,7 @@ def _fingerprint(plan: MergePlan, adapter: Path, recipe: Recipe, quantization: Q
         base[path.name] = [status.st_size, status.st_mtime_ns, status.st_ino]
     told = {
         "base": [str(plan.checkpoint.folder.resolve()), base],
-        "adapter": [_sha256(adapter / name) for name in (CONFIG, WEIGHTS)],
+        "adapter": [file_sha256(adapter / name) for name in (CONFIG, WEIGHTS)],
         "recipe": recipe,
         "quantization": None if quantization is None else quantization.model_dump(),
         "dtype": None if plan.round_trip is None else str(plan.round_trip.dtype),
@@ -250,11 +251,6 @@ def _fingerprint(plan: MergePlan, adapter: Path, recipe: Recipe, quantization: Q
         ],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_disk(output: Path, needed: int) -> None:

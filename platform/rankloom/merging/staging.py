@@ -50,7 +50,7 @@ class Staging:
         kept = {}
         for path in sorted(self.folder.iterdir()):
             expected = self._digests.get(path.name) if path.name in names else None
-            if expected is not None and _sha256(path) == expected:
+            if expected is not None and file_sha256(path) == expected:
                 kept[path.name] = expected
             else:
                 path.unlink()
@@ -108,6 +108,7 @@ def staged(output: Path, plan: str) -> Iterator[Staging]:
         staging = Staging(output, home, journal, plan)
         try:
             yield staging
+        # Planned: whatever fails leaves nothing behind, and is raised again; Ctrl-C and a kill leave it to go on from.
         except Exception:
             staging.remove()
             raise
@@ -122,6 +123,7 @@ def _home(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,9 +13,10 @@ import torch
 from rankloom.errors import MergeError
 from rankloom.merging.changes import Change, LoraUpdate, require_fit, require_float
 from rankloom.merging.experts import WRAPPED, Halves, expert_changes, targeted_parameters
-from rankloom.merging.lora import CONFIG, WEIGHTS, Lora, not_merged
+from rankloom.merging.lora import Lora, not_merged
 from rankloom.merging.skeleton import Skeleton
 from rankloom_registry.artifacts.keys import PREFIX, Whole, parse_key
+from rankloom_registry.artifacts.place import CONFIG, WEIGHTS
 from rankloom_registry.formats.safetensors import TensorSpan
 
 # The name of a module's lengths depends on PEFT's version.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,8 +15,9 @@ from rankloom.evaluate import held_out_rows, search_settings
 from rankloom.exports.gguf import export_gguf
 from rankloom.exports.modelfile import write_modelfile
 from rankloom.exports.nf4 import export_nf4, refuse_quantized_base
-from rankloom.merging.merge import MergeReport, Recipe, merge_adapter
+from rankloom.merging.merge import MergeReport, Recipe, folder_sha256, merge_adapter
 from rankloom.merging.replay import replay
+from rankloom.merging.staging import file_sha256
 from rankloom.models import BaseModel, load_model_config
 from rankloom.promotion.drift import MOST_BYTES
 from rankloom.promotion.gates import assert_room, judge_drift, prove_base
@@ -161,7 +161,11 @@ class Build:
             "delta": drifts[made][HELD_OUT].delta,
             "tolerance": drift["tolerance"],
         }
-        sha256 = report.output_sha256 if order.format == "safetensors" else folder_digest(model)
+        sha256 = (
+            report.output_sha256
+            if order.format == "safetensors"
+            else folder_sha256({path.name: file_sha256(path) for path in model.iterdir()})
+        )
         plain = json.loads(json.dumps(checks))  # as the registry will give it back
         return Built(model=model, base=self._base, sha256=sha256, checks=plain, refusal=refusal)
 
@@ -236,15 +240,6 @@ class Build:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
-
-
-def folder_digest(folder: Path) -> str:
-    """Hash a folder as `sha256sum * | sha256sum` does inside it, with LC_ALL=C."""
-    listing = ""
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            listing += f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
-    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _recommended(drifts: dict[str, Drifts], tolerance: float) -> str | None:

@@ -65,6 +65,7 @@ def staged(output: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
             yield folder
         except KeyboardInterrupt:  # the same command goes on from here
             raise
+        # Planned: whatever else ends a promotion leaves nothing half-made behind, and is raised again.
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -307,17 +307,7 @@ def test_existing_output_is_kept(tmp_path: Path, base: Path, adapter: Path) -> N
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == kept
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["32k"], indirect=True)
 def test_full_disk_is_refused_first(small_disk: Path, base: Path, adapter: Path) -> None:
     with pytest.raises(MergeError, match=r"needs [\d,]+ bytes, but .* has [\d,]+ free"):
         merge_adapter(adapter=adapter, base=base, output=small_disk / "new" / "merged")

@@ -6,9 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,17 +165,7 @@ def test_a_refusal_midway_leaves_nothing(world: Path) -> None:
     assert names(world) == {"base", "adapter"}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
 def test_a_disk_that_fills_up_is_refused(world: Path, small_disk: Path) -> None:
     def fill(done: int, total: int) -> None:
         if done > total // 2:
