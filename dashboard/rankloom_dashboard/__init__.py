@@ -1,11 +1,11 @@
-"""A read-only Streamlit dashboard over a rankloom registry.
+"""A Streamlit dashboard over a rankloom registry; it changes nothing unless it is told to allow that.
 
 Importing this package loads neither Streamlit nor Plotly: the server it launches does.
 """
 
 from __future__ import annotations
 
-from rankloom_dashboard.errors import DashboardError, InvalidPortError, PortInUseError
+from rankloom_dashboard.errors import DashboardError, ForbiddenError, InvalidPortError, PortInUseError
 from rankloom_dashboard.launch import launch
 
-__all__ = ["DashboardError", "InvalidPortError", "PortInUseError", "launch"]
+__all__ = ["DashboardError", "ForbiddenError", "InvalidPortError", "PortInUseError", "launch"]

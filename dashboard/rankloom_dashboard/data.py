@@ -28,7 +28,7 @@ from rankloom_registry import (
 )
 
 ADAPTERS_SHOWN = 1000
-_WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
+WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
 _Stamp = tuple[tuple[int, int], ...]
 
 
@@ -86,7 +86,7 @@ def adapter_details(ref: str) -> AdapterDetails:
 
 def verify(adapter: Adapter) -> None:
     """Hashes the adapter's files again; never remembered, since it asks about the files and not about the database."""
-    with Registry.open(registry_path(), wait_s=_WAIT_SECONDS) as registry:
+    with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
         registry.verify(adapter)
 
 
@@ -105,7 +105,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
 def _glance(path: str, stamp: _Stamp) -> Glance:
-    with Registry.open(path, wait_s=_WAIT_SECONDS) as registry:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         return Glance(
             searches=registry.searches(),
             adapters=registry.adapters(limit=ADAPTERS_SHOWN),
@@ -116,7 +116,7 @@ def _glance(path: str, stamp: _Stamp) -> Glance:
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
 def _search_details(path: str, stamp: _Stamp, ref: str) -> SearchDetails:
-    with Registry.open(path, wait_s=_WAIT_SECONDS) as registry:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         search = registry.search(ref)
         trials = registry.trials(search.search_id)
         metrics = _metrics_of(registry, search.search_id)
@@ -137,7 +137,7 @@ def _metrics_of(registry: Registry, search_id: str) -> dict[str, list[StepMetric
 
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)
 def _adapter_details(path: str, stamp: _Stamp, ref: str) -> AdapterDetails:
-    with Registry.open(path, wait_s=_WAIT_SECONDS) as registry:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         adapter = registry.adapter(ref)
         trials = registry.trials(adapter.search_id) if adapter.search_id else []
         try:

@@ -13,3 +13,7 @@ class InvalidPortError(DashboardError, ValueError):
 
 class PortInUseError(DashboardError, OSError):
     """Another program already listens on the port."""
+
+
+class ForbiddenError(DashboardError, PermissionError):
+    """Who looks at a page may not change what they wanted to change."""

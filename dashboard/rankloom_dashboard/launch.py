@@ -14,17 +14,19 @@ from rankloom_dashboard.errors import InvalidPortError, PortInUseError
 
 ADDRESS = "127.0.0.1"
 REGISTRY_VARIABLE = "RANKLOOM_REGISTRY"
+CHANGES_VARIABLE = "RANKLOOM_DASHBOARD_CHANGES"  # set here for the server, whatever the user's own environment says
 INTERRUPTED = 130
 _APP = Path(__file__).with_name("app.py")
 
 
-def launch(registry: Path, port: int = 8501, *, headless: bool = False) -> int:
+def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_changes: bool = False) -> int:
     """Serves the dashboard until it is interrupted.
 
     Args:
         registry: The registry file to browse; it need not exist yet, the pages then say how to make one.
         port: TCP port on 127.0.0.1, 1 to 65535.
         headless: Leave the web browser closed.
+        allow_changes: Let whoever opens it change the registry; by default it only shows it.
 
     Returns:
         0 when the server ended by itself, 130 after Ctrl-C, else the server's own exit code.
@@ -34,7 +36,11 @@ def launch(registry: Path, port: int = 8501, *, headless: bool = False) -> int:
         PortInUseError: The port is taken.
     """
     _check_port(port)
-    environment = {**os.environ, REGISTRY_VARIABLE: str(registry.absolute())}
+    environment = {
+        **os.environ,
+        REGISTRY_VARIABLE: str(registry.absolute()),
+        CHANGES_VARIABLE: "1" if allow_changes else "0",
+    }
     with subprocess.Popen(_command(port, headless=headless), env=environment) as server:
 
         def stop(_signal: int, _frame: FrameType | None) -> None:

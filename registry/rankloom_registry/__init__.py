@@ -24,7 +24,7 @@ from rankloom_registry.errors import (
     SearchNotFoundError,
     SignatureError,
 )
-from rankloom_registry.events.event import Event
+from rankloom_registry.events.event import Event, acting_for
 from rankloom_registry.events.kinds import (
     AdapterAdded,
     AdapterAnnotated,
@@ -121,6 +121,7 @@ __all__ = [
     "TrialRecord",
     "TrialReported",
     "TrialStarted",
+    "acting_for",
     "check_against_base",
     "check_folder",
     "compare_weights",

@@ -34,6 +34,9 @@ def dashboard(
     registry: RegistryOption = DEFAULT_REGISTRY,
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port on 127.0.0.1.")] = 8501,
     headless: Annotated[bool, typer.Option("--headless", help="Leave the web browser closed.")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Let its pages change the registry; by default they only show it.")
+    ] = False,
 ) -> None:
     """Open the dashboard on 127.0.0.1."""
     # An entry point, because the dashboard stands on the floor above and imports this package, never the reverse.
@@ -41,4 +44,4 @@ def dashboard(
     if not found:
         raise ConfigError("the dashboard is not installed with this rankloom: install the package again")
     launch = next(iter(found)).load()
-    raise typer.Exit(launch(registry.expanduser().absolute(), port, headless=headless))
+    raise typer.Exit(launch(registry.expanduser().absolute(), port, headless=headless, allow_changes=allow_changes))

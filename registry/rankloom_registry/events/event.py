@@ -6,7 +6,9 @@ import getpass
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -18,8 +20,26 @@ from rankloom_registry.records import BaseFingerprint
 
 EVENTS: dict[str, type[Event]] = {}  # by kind
 
+_acting_for: ContextVar[str] = ContextVar("acting_for", default="")
+
+
+@contextmanager
+def acting_for(who: str) -> Iterator[None]:
+    """Record events on behalf of somebody, such as a visitor of a server, rather than of this process's user.
+
+    Args:
+        who: Their name or address; empty for this process's user after all.
+    """
+    token = _acting_for.set(who)
+    try:
+        yield
+    finally:
+        _acting_for.reset(token)
+
 
 def _user() -> str:
+    if who := _acting_for.get():
+        return who
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a user id that has no name

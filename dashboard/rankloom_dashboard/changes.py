@@ -1,0 +1,81 @@
+"""Everything that the dashboard can change: each change asks anew who wants it, and is recorded on their behalf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from rankloom_dashboard import access, data
+from rankloom_dashboard.access import Role
+from rankloom_registry import (
+    Adapter,
+    AdapterAnnotated,
+    AliasMove,
+    PromotionRecord,
+    Registry,
+    acting_for,
+)
+from rankloom_registry import discard as discard_adapters
+from rankloom_registry import move_alias as move
+from rankloom_registry import remove_alias as remove
+from rankloom_registry import undo_promotion as undo
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+CHANGES: dict[str, Callable[..., object]] = {}  # by name; the tests try each without leave
+
+
+def change(role: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Makes a function a change that needs a role; what it records is recorded on behalf of who asked for it."""
+
+    def guard(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @wraps(function)
+        def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with acting_for(access.require(role).who):
+                return function(*args, **kwargs)
+
+        CHANGES[function.__name__] = guarded
+        return guarded
+
+    return guard
+
+
+@change("editor")
+def annotate(
+    ref: str, *, name: str | None = None, note: str | None = None, add: tuple[str, ...] = (), drop: tuple[str, ...] = ()
+) -> None:
+    """Gives an adapter another name or note, adds tags and drops tags; what is None stays."""
+    registry = _registry()
+    adapter = registry.adapter(ref)
+    registry.record(
+        AdapterAnnotated(adapter_id=adapter.adapter_id, name=name, note=note, tags_added=add, tags_removed=drop)
+    )
+
+
+@change("promoter")
+def move_alias(ref: str, alias: str, *, why: str) -> AliasMove:
+    """Lets an alias of an adapter's name mean that adapter."""
+    return move(_registry(), ref, alias, why=why)
+
+
+@change("promoter")
+def remove_alias(ref: str, alias: str, *, why: str) -> list[AliasMove]:
+    """Lets an alias mean nothing any more."""
+    return remove(_registry(), ref, alias, why=why)
+
+
+@change("editor")
+def discard(refs: tuple[str, ...], *, reason: str) -> list[Adapter]:
+    """Marks adapters as discarded; one that an alias means is refused."""
+    return discard_adapters(_registry(), refs, reason=reason)
+
+
+@change("promoter")
+def undo_promotion(ref: str, *, why: str) -> tuple[PromotionRecord, AliasMove | None]:
+    """Undoes an adapter's last promotion."""
+    return undo(_registry(), ref, why=why)
+
+
+def _registry() -> Registry:
+    return Registry.open(data.registry_path(), wait_s=data.WAIT_SECONDS)
