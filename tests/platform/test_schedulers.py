@@ -83,7 +83,9 @@ def checked(result: SearchResult) -> list[TrialRecord]:
 
 
 @pytest.mark.parametrize(
-    "scheduler", ["asha", ASHAScheduler(time_attr="steps", max_t=STEPS, grace_period=1), "median", None], ids=str
+    "scheduler",
+    ["asha", ASHAScheduler(time_attr="steps", max_t=STEPS, grace_period=1), "median", None],
+    ids=["asha", "ASHAScheduler", "median", "None"],  # an object's own text differs from process to process
 )
 def test_trials_are_stopped_or_completed(run: Run, scheduler: str | ASHAScheduler | None) -> None:
     trials = checked(run(scheduler=scheduler))
