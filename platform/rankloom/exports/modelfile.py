@@ -96,7 +96,9 @@ def write_modelfile(folder: Path, *, gguf: str, adapter: str | None = None, toke
     stops = _stops(tokenizer, tokenizer_folder)
     # Ollama knows no way to write these inside quotes: what follows them would be read as instructions.
     plain = [text for text in stops if not re.search(r'["\r\n]', text)]
-    notes += [f"An answer also ends with {text!r}, which cannot be written here." for text in stops if text not in plain]
+    notes += [
+        f"An answer also ends with {text!r}, which cannot be written here." for text in stops if text not in plain
+    ]
     lines = [f"FROM ./{gguf}"]
     if adapter is not None:
         lines.append(f"ADAPTER ./{adapter}")
