@@ -198,7 +198,7 @@ def _pieces(text: str | None) -> list[str]:
 
 def _added_bos(tokenizer: Any) -> str:
     bos: str | None = tokenizer.bos_token
-    return bos if bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""
+    return bos if bos and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
 
 def _stops(tokenizer: Any, folder: Path) -> list[str]:
