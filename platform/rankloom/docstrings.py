@@ -1,7 +1,7 @@
-"""A real dataset that every Python carries: functions of the standard library and what their docstrings say.
+"""Real text that every Python carries, so nothing is downloaded: a task, and prose that is not of that task.
 
-Nothing is downloaded and nothing is imported: the sources are parsed. A row asks for the one-line summary of a
-function, given its signature.
+The task are functions of the standard library and what their docstrings say: a row asks for the one-line summary of a
+function, given its signature. Nothing is imported for it: the sources are parsed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ def write_docstring_rows(path: Path) -> int:
     ]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return len(rows)
+
+
+def reference_texts(count: int) -> list[str]:
+    """Return pages of Python's language reference, which `help()` shows: prose of no task.
+
+    Args:
+        count: How many, 70 at most; drawn once and for all, of those that are long.
+    """
+    from pydoc_data.topics import topics
+
+    return random.Random(0).sample([text for _, text in sorted(topics.items()) if len(text) >= MIN_TEXT], count)
 
 
 def module_texts(library: Path, count: int) -> list[str]:

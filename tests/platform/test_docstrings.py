@@ -6,7 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rankloom.docstrings import MAX_SIGNATURE, MAX_SUMMARY, MIN_SUMMARY, documented_functions, write_docstring_rows
+from rankloom.docstrings import (
+    MAX_SIGNATURE,
+    MAX_SUMMARY,
+    MIN_SUMMARY,
+    MIN_TEXT,
+    documented_functions,
+    reference_texts,
+    write_docstring_rows,
+)
 
 SOURCE = '''
 """A module."""
@@ -68,3 +76,14 @@ def test_rows_of_this_python(tmp_path: Path) -> None:
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert here.read_bytes() == there.read_bytes()
+
+
+def test_prose_that_holds_nothing_of_the_rows(tmp_path: Path) -> None:
+    write_docstring_rows(tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = reference_texts(24)
+    assert len(set(texts)) == 24 and all(len(text) >= MIN_TEXT for text in texts)
+    assert texts == reference_texts(24)
+    for text in texts:
+        plain = " ".join(text.split())
+        assert not [row for row in rows if row["completion"].strip() in plain or row["prompt"] in plain]

@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors import safe_open
+
+from rankloom.errors import PromotionError
 from rankloom.exports.folders import whole_folder
 from rankloom.exports.normalised import normalise
 from rankloom.exports.verdicts import verdicts
-from rankloom_registry.artifacts.place import CONFIG, MANIFEST
+from rankloom_registry.artifacts.place import CONFIG, MANIFEST, WEIGHTS
 
 NORMALISED = "normalised"
 
@@ -25,10 +28,11 @@ def export_adapter(files: Path, output: Path, *, base_name: str, card: str | Non
         card: README.md; by default the adapter's own, if it has one.
 
     Raises:
-        PromotionError: The files are not an adapter's, or the output exists.
+        PromotionError: The files are not an adapter's, hold NaN or Inf, or the output exists.
         ArtifactError: The weights are not a sound safetensors file.
     """
     found = verdicts(files)
+    _require_finite(files)
     with whole_folder(output) as folder:
         for file in files.iterdir():
             if file.name != MANIFEST:
@@ -39,3 +43,12 @@ def export_adapter(files: Path, output: Path, *, base_name: str, card: str | Non
             (folder / "README.md").write_text(card, encoding="utf-8")
         if any(verdict.needs_normalised for verdict in found):
             normalise(folder, folder / NORMALISED)
+
+
+def _require_finite(files: Path) -> None:
+    with safe_open(files / WEIGHTS, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118
+            if not weights.get_tensor(name).isfinite().all():
+                raise PromotionError(
+                    f"adapter weights must be finite, but {name} holds NaN or Inf; promote another adapter"
+                )

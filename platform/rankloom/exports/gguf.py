@@ -12,10 +12,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -121,40 +122,48 @@ def _convert(output: Path, request: dict[str, Any], expected: int, progress: OnB
     from rankloom.exports import gguf_worker
 
     with _staged(output) as file:
-        log = file.with_suffix(".log")
-        asked = json.dumps({**request, "output": str(file), "name": output.stem})
-        with log.open("wb") as stderr:
-            # -P: this folder has modules that are named like packages, `gguf` for one.
-            worker = subprocess.Popen(
+        asked, said, log = (file.with_suffix(suffix) for suffix in (".json", ".out", ".log"))
+        # An adapter of a large model asks for more than an argument may hold.
+        asked.write_text(json.dumps({**request, "output": str(file), "name": output.stem}), encoding="utf-8")
+        with (
+            said.open("wb") as stdout,
+            log.open("wb") as stderr,
+            # -P: this folder has modules that are named like packages, `gguf` for one. The pipe is never written to:
+            # it closes when this process ends, however that happens, and then the worker leaves, too.
+            subprocess.Popen(
                 [sys.executable, "-P", gguf_worker.__file__, asked],
-                stdout=subprocess.PIPE,
+                stdin=subprocess.PIPE,
+                stdout=stdout,
                 stderr=stderr,
                 env={**os.environ, "HF_HUB_OFFLINE": "1", "AUTO_ROUND_GGUF_AUTO_UPDATE": "0"},
-            )
+            ) as worker,
+        ):
             try:
-                said = _wait(worker, lambda: _report(file, expected, progress))
+                while worker.poll() is None:
+                    with suppress(subprocess.TimeoutExpired):
+                        worker.wait(timeout=0.2)
+                    _report(file, expected, progress)
             finally:
                 worker.kill()
-                worker.wait()
         if worker.returncode == gguf_worker.REFUSED:
-            raise ModelError(said.strip().rpartition("\n")[2])
-        if worker.returncode:
-            last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+            raise ModelError(_last_line(said))
+        if worker.returncode < 0:
             raise ModelError(
-                f"llama.cpp's converter failed on {request['model']}: {last}; is the model whole, and auto-round new "
-                "enough to know it?"
+                f"llama.cpp's converter was ended by {signal.Signals(-worker.returncode).name} on {request['model']}; "
+                "is there memory enough? export it again"
+            )
+        if worker.returncode:
+            raise ModelError(
+                f"llama.cpp's converter failed on {request['model']}: {_last_line(log)}; is the model whole, and "
+                "auto-round new enough to know it?"
             )
     if progress is not None:
         size = output.stat().st_size
         progress(size, size)
 
 
-def _wait(worker: subprocess.Popen[bytes], report: Callable[[], None]) -> str:
-    while True:
-        try:
-            return worker.communicate(timeout=0.2)[0].decode()
-        except subprocess.TimeoutExpired:
-            report()
+def _last_line(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
 
 
 def _report(file: Path, expected: int, progress: OnBytes | None) -> None:

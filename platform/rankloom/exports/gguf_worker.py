@@ -1,13 +1,15 @@
 """Run as a program, by `rankloom.exports.gguf`: makes one GGUF file with llama.cpp's own converter.
 
-A process of its own, as importing the converter changes other libraries: auto-round, which carries it, patches
-transformers and sets up logging. It imports nothing of rankloom, and reaches no network.
+The request is a JSON file. A process of its own, as importing the converter changes other libraries: auto-round, which
+carries it, patches transformers and sets up logging. It imports nothing of rankloom, and reaches no network.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -127,6 +129,7 @@ def _adapter_class(model_class: Any, request: dict[str, Any]) -> Any:
     updates: list[dict[str, Any]] = request["updates"]
     rank = max(update["rank"] for update in updates)
     stored = gguf.GGMLQuantizationType[request["type"].upper()]
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[request["type"]]
 
     class Adapter(model_class):  # type: ignore[misc, unused-ignore]
         model_arch = model_class.model_arch
@@ -139,6 +142,12 @@ def _adapter_class(model_class: Any, request: dict[str, Any]) -> Any:
                     # make all ranks the largest one.
                     a = torch.nn.functional.pad(a, (0, 0, 0, rank - update["rank"]))
                     b = torch.nn.functional.pad(b * update["scale"], (0, rank - update["rank"]))
+                    for half, values in (("lora_a", a), ("lora_b", b)):
+                        if not values.to(dtype).isfinite().all():
+                            raise Refused(
+                                f"a GGUF LoRA must be finite, but {update[half]} times its factor is too large for "
+                                f"{request['type']}; store it as f32"
+                            )
                     for name, rows, columns in self.placed(update, b.shape[0], a.shape[1]):
                         for half, values in (("lora_a", a[:, columns]), ("lora_b", b[rows])):
                             data = gguf.quants.quantize(values.contiguous().numpy(), stored)
@@ -178,9 +187,16 @@ def _adapter_class(model_class: Any, request: dict[str, Any]) -> Any:
     return Adapter
 
 
+def _leave_with_parent() -> None:
+    # Nobody would take what is made, once the parent is killed. Not `sys.stdin.read`: its lock would be held at exit.
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        main(json.loads(sys.argv[1]))
+        main(json.loads(Path(sys.argv[1]).read_bytes()))
     except Refused as refusal:
         print(refusal)
         sys.exit(REFUSED)

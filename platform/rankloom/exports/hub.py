@@ -135,7 +135,8 @@ def _explain(error: BaseException, repo_id: str, endpoint: str, token: str) -> s
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
     texts = [" ".join(str(part).split()) for part in dict.fromkeys((error, cause)) if part is not None]
-    said = ": ".join(texts).replace(token, "***")[:300]
+    # An address's query may be the permission to upload to it.
+    said = re.sub(r"(://[^\s?]*)\?[^\s'\"]*", r"\1", ": ".join(texts).replace(token, "***"))[:300]
     if isinstance(error, OfflineModeIsEnabled):
         return f"{repo_id} cannot be pushed while HF_HUB_OFFLINE is set; unset it"
     if not isinstance(cause, HfHubHTTPError):

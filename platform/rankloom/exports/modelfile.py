@@ -93,13 +93,19 @@ def write_modelfile(folder: Path, *, gguf: str, adapter: str | None = None, toke
             raise ModelError(f"a Modelfile must name a plain file in {folder}, got {name!r}; write it there first")
     tokenizer = load_tokenizer(tokenizer_folder)
     layout, notes = read_layout(tokenizer)
+    stops = _stops(tokenizer, tokenizer_folder)
+    # Ollama knows no way to write these inside quotes: what follows them would be read as instructions.
+    plain = [text for text in stops if not re.search(r'["\r\n]', text)]
+    notes += [
+        f"An answer also ends with {text!r}, which cannot be written here." for text in stops if text not in plain
+    ]
     lines = [f"FROM ./{gguf}"]
     if adapter is not None:
         lines.append(f"ADAPTER ./{adapter}")
     lines += [f"# {note}" for note in notes]
     if layout is not None:
         lines.append(f'TEMPLATE """{layout.go()}"""')
-    lines += [f'PARAMETER stop "{text}"' for text in _stops(tokenizer, tokenizer_folder)]
+    lines += [f'PARAMETER stop "{text}"' for text in plain]
     path = folder / MODELFILE
     write_atomically(path, "\n".join([*lines, ""]).encode())
     return path
@@ -129,6 +135,8 @@ def read_layout(tokenizer: Any) -> tuple[Layout | None, list[str]]:
     spaced = [{"role": "user", "content": "  spaces around  "}]
     if _render(tokenizer, spaced) != layout.lay_out(spaced):
         notes.append("The chat template takes white space off the ends of messages; this template leaves it.")
+    if "strftime_now" in text:
+        notes.append("Where the chat template says the date, this template says the day on which it was made.")
     if "tool" in text:
         notes.append("What the chat template says of tools and their calls is left out.")
     if "think" in text or "reasoning" in text:
@@ -190,7 +198,7 @@ def _pieces(text: str | None) -> list[str]:
 
 def _added_bos(tokenizer: Any) -> str:
     bos: str | None = tokenizer.bos_token
-    return bos if bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""
+    return bos if bos and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
 
 def _stops(tokenizer: Any, folder: Path) -> list[str]:
@@ -198,4 +206,5 @@ def _stops(tokenizer: Any, folder: Path) -> list[str]:
     file = folder / "generation_config.json"
     named = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    return [str(tokenizer.convert_ids_to_tokens(id)) for id in dict.fromkeys(ids) if id is not None]
+    texts = [tokenizer.convert_ids_to_tokens(id) for id in dict.fromkeys(ids) if id is not None]
+    return [text for text in texts if text]  # an id beyond the vocabulary has none

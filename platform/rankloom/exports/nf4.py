@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankloom.config import QuantizationConfig
-from rankloom.errors import MergeError, ModelError, PromotionError
+from rankloom.errors import MergeError, PromotionError
 from rankloom.exports.folders import whole_folder
 from rankloom_registry.errors import FingerprintError
 from rankloom_registry.formats.checkpoint import Checkpoint, open_checkpoint
@@ -38,9 +38,10 @@ def export_nf4(
         progress: Called with (steps done, 3): quantized, saved, copied.
 
     Raises:
-        PromotionError: The quantization is not NF4, no layer can be quantized, or the output exists.
+        PromotionError: The quantization is not NF4, or the output exists.
         MergeError: The model is quantized already.
         ModelError: It cannot be loaded.
+        TrainingError: It has no layer that bitsandbytes quantizes.
     """
     if not quantization.load_in_4bit or quantization.bnb_4bit_quant_type != "nf4":
         raise PromotionError(
@@ -92,33 +93,15 @@ def _full_precision(folder: Path) -> Checkpoint:
 
 def _quantized(checkpoint: Checkpoint, quantization: QuantizationConfig) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from rankloom.training.resident import assert_quantized, bitsandbytes_config, compute_dtype_for, training_device
+    from rankloom.training.resident import compute_dtype_for, load_quantized, training_device
 
     device = training_device()
     dtype = getattr(torch, _main_dtype(checkpoint))
     named = quantization.bnb_4bit_compute_dtype
     # Not what this machine multiplies in: the model is served elsewhere.
     compute_dtype = dtype if named == "auto" else compute_dtype_for(named, device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=dtype,
-            quantization_config=bitsandbytes_config(quantization, compute_dtype),
-            device_map={"": device},
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load {checkpoint.folder} as a causal language model: {error}") from error
-    if not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
-        raise PromotionError(
-            f"{checkpoint.folder} has no layer that bitsandbytes quantizes ({type(model).__name__}); "
-            "export it as safetensors"
-        )
-    assert_quantized(model, quantization, compute_dtype)
-    return model
+    return load_quantized(checkpoint.folder, quantization, dtype=dtype, compute_dtype=compute_dtype, device=device)
 
 
 def _main_dtype(checkpoint: Checkpoint) -> str:

@@ -31,7 +31,8 @@ def normalise(adapter: Path, output: Path) -> None:
         output: Folder to make; it may exist only if it is empty.
 
     Raises:
-        PromotionError: Something of the adapter is not a factor times B·A, a value is not finite, or the output exists.
+        PromotionError: Something of the adapter is not a factor times B·A, such a product with B is not finite, or the
+            output exists.
     """
     plain = read_plain_adapter(adapter)
     if plain.obstacles:

@@ -81,7 +81,7 @@ def _vllm(plain: PlainAdapter) -> Verdict:
 def _llama_cpp(plain: PlainAdapter) -> Verdict:
     # GPT-2's Conv1D keeps its weight as (in, out); the converter takes B·A for (out, in) and transposes it.
     if plain.config.get("fan_in_fan_out"):
-        reason = "its layers store (in, out), which llama.cpp's conversion of adapters mixes up: merge it instead"
+        reason = "its layers store (in, out), which llama.cpp's own conversion of adapters mixes up: use --gguf-type"
         return Verdict(engine="llama.cpp", ok=False, reasons=(reason,), needs_normalised=False, notes=())
     alpha = plain.config["lora_alpha"]
     # `llama_adapter_lora_weight::get_scale`: alpha over the tensor's own rank, and 1 for an alpha of 0.
@@ -93,7 +93,7 @@ def _llama_cpp(plain: PlainAdapter) -> Verdict:
         notes.append("it changes the output head, which llama.cpp refuses where the head is tied to the embeddings")
     if _leaves(plain) & _CONV1D:
         notes.append(
-            "if the base is GPT-2, whose layers store (in, out), merge it instead: the conversion mixes them up"
+            "if the base is GPT-2, use --gguf-type: llama.cpp's own conversion mixes up layers that store (in, out)"
         )
     return Verdict(engine="llama.cpp", ok=True, reasons=(), needs_normalised=differs, notes=tuple(notes))
 

@@ -90,21 +90,10 @@ def load_resident_base(
         TrainingError: The loaded base is not quantized as asked.
     """
     from peft import prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM
 
     device = device or training_device()
     dtype = compute_dtype_for(quantization.bnb_4bit_compute_dtype, device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            quantization_config=bitsandbytes_config(quantization, dtype),
-            device_map={"": device},
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load {path} as a causal language model: {error}") from error
+    model = load_quantized(path, quantization, dtype=dtype, compute_dtype=dtype, device=device)
     leaves = {name: type(module).__name__ for name, module in model.named_modules() if not any(module.children())}
     keep_gradients_after_evaluation(model)
     model = prepare_model_for_kbit_training(
@@ -115,7 +104,6 @@ def load_resident_base(
     model.config.use_cache = False
     model.requires_grad_(False)
     switch_dropout_off(model)
-    assert_quantized(model, quantization, dtype)
     return ResidentBase(
         model=model,
         tokenizer=load_tokenizer(path),
@@ -124,6 +112,44 @@ def load_resident_base(
         compute_dtype=dtype,
         checksum=base_checksum(model),
     )
+
+
+def load_quantized(
+    path: Path,
+    quantization: QuantizationConfig,
+    *,
+    dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """Load a model with bitsandbytes quantizing it on the way, and check that it did.
+
+    Args:
+        path: Folder with full-precision safetensors.
+        quantization: How to quantize.
+        dtype: Of what is not quantized.
+        compute_dtype: Of matrix products with what is.
+        device: Where to put it.
+
+    Raises:
+        ModelError: The folder cannot be loaded as a causal language model.
+        TrainingError: The loaded model is not quantized as asked.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=bitsandbytes_config(quantization, compute_dtype),
+            device_map={"": device},
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load {path} as a causal language model: {error}") from error
+    assert_quantized(model, quantization, compute_dtype)
+    return model
 
 
 def bitsandbytes_config(quantization: QuantizationConfig, compute_dtype: torch.dtype) -> Any:

@@ -201,7 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _place(self, file: dict[str, Any]) -> dict[str, Any]:
         if file["oid"] in self.hub.blobs:
             return file
-        return {**file, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}", "header": {}}}}
+        href = f"{self.hub.url}/lfs/{file['oid']}?X-Amz-Signature=s3cret"  # whoever has this address may upload
+        return {**file, "actions": {"upload": {"href": href, "header": {}}}}
 
     def _commit(self, repo: str, lines: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
         after = dict(self.hub.files[repo])

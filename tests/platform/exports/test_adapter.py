@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rankloom.errors import PromotionError
@@ -74,6 +75,19 @@ def test_a_refused_export_leaves_nothing(tmp_path: Path, base: Path) -> None:
     with pytest.raises(PromotionError, match="must have adapter_config"):
         export_adapter(base, tmp_path / "out", base_name="owner/base")
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_what_is_not_finite_is_refused(tmp_path: Path, base: Path, save_adapter: Save, half: str, value: float) -> None:
+    adapter = save_adapter(tmp_path / "adapter", base)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in weights if half in name)
+    weights[name][-1, -1] = value
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PromotionError, match=f"weights must be finite, but {re.escape(name)}"):
+        export_adapter(adapter, tmp_path / "out", base_name="owner/base")
+    assert names(tmp_path) == {"adapter"}
 
 
 def test_nothing_is_overwritten(tmp_path: Path, kept: Path) -> None:

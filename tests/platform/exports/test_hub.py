@@ -31,7 +31,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_bytes_that_arrive_are_the_folders(hub: Any, folder: Path) -> None:
+def test_the_bytes_that_arrive_are_the_folders(hub: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
     steps: list[tuple[int, int]] = []
     url = push_folder(
         folder, "owner/name", token=TOKEN, endpoint=hub.url, progress=lambda done, total: steps.append((done, total))
@@ -43,6 +44,7 @@ def test_the_bytes_that_arrive_are_the_folders(hub: Any, folder: Path) -> None:
     # Every question carries the token; the addresses of uploads do not need it, and do not get it.
     assert {authorization for _, path, authorization in hub.requests if path[:5] != "/lfs/"} == {f"Bearer {TOKEN}"}
     assert {authorization for _, path, authorization in hub.requests if path[:5] == "/lfs/"} == {None}
+    assert "/api/repos/create" in caplog.text and TOKEN not in caplog.text
     total = sum(map(len, contents(folder).values()))
     assert steps[0] == (0, total) and steps[-1] == (total, total) and steps == sorted(steps)
 
@@ -144,6 +146,7 @@ def test_a_wrong_token(hub: Any, folder: Path) -> None:
         (("POST", "/info/lfs/"), 403, r"may not write to owner/name \(403\)"),
         (("PUT", "/lfs/"), 403, r"may not write to owner/name \(403\)"),
         (("PUT", "/lfs/"), 400, r"refused owner/name \(400: Error while uploading '"),
+        (("PUT", "/lfs/"), 409, r"refused owner/name \(409: .*409 Conflict' for url 'http://\S+/lfs/\w+'"),
         (("POST", "/commit/"), 413, r"refused owner/name \(413: .*too much"),
         (("POST", "/validate-yaml"), 400, r"refused owner/name \(400: Invalid metadata in README.md. - bad metadata"),
     ],
@@ -156,7 +159,8 @@ def test_what_the_hub_refuses_is_one_message_and_no_commit(
         hub.answers["GET", "/api/models/"] = status, {"error": "no"}
     with pytest.raises(PromotionError, match=message) as caught:
         push_folder(folder, "owner/name", token=TOKEN, endpoint=hub.url)
-    assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert TOKEN not in str(caught.value) and "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert hub.commits == 0 and not hub.files.get("owner/name")
 
