@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from rankloom.errors import PromotionError
-from rankloom.exports.folders import whole_folder
 from rankloom.exports.normalised import normalise
 from rankloom.exports.verdicts import verdicts
+from rankloom.outputs import whole_folder
 from rankloom_registry.artifacts.place import CONFIG, MANIFEST, WEIGHTS
 
 NORMALISED = "normalised"

@@ -131,7 +131,7 @@ def _linear_change(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Change]:
     parameter = f"{module}.weight"
-    if skeleton.is_tied(parameter):
+    if skeleton.tied_with(parameter):
         raise MergeError(
             f"an output head may be merged only where config.json says tie_word_embeddings=false: merging {module} "
             "would change the input embeddings too; keep it as an adapter"

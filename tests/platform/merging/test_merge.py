@@ -19,6 +19,7 @@ from rankloom.errors import MergeError
 from rankloom.merging import blocks
 from rankloom.merging.lora import Lora
 from rankloom.merging.merge import merge_adapter
+from rankloom.outputs import file_sha256, folder_sha256
 
 KINDS = ["llama", "llama-tied", "qwen2", "gemma", "gpt2", "phi3", "gpt-neox", "gpt-neox-tied"]
 LORAS: dict[str, dict[str, Any]] = {
@@ -129,20 +130,41 @@ def test_only_targeted_bytes_differ(made: Any, tmp_path: Path, base: Path) -> No
 def test_companion_files_are_copied_and_code_is_not(tmp_path: Path, base: Path, adapter: Path) -> None:
     (base / "model.safetensors.index.json").write_text("{}")  # unused beside a single file, so it stays behind
     (base / "adapter_config.json").write_text("{}")  # would make transformers look for an adapter
-    (base / "LICENSE").write_text("terms")
-    merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
-    copied = {"config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "LICENSE"}
+    (base / "rankloom.json").write_text("{}")  # of the promotion that the base came from
+    for name in ("LICENSE", "LICENCE.md", "NOTICE"):
+        (base / name).write_text("terms")
+    (base / "empty.txt").touch()
+    report = merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+    copied = {"config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "empty.txt"}
+    copied |= {"LICENSE", "LICENCE.md", "NOTICE"}
+    assert report.output_sha256 == folder_sha256(
+        {path.name: file_sha256(path) for path in (tmp_path / "merged").iterdir()}
+    )
     assert {path.name for path in (tmp_path / "merged").iterdir()} == copied | {"model.safetensors"}
     for name in copied:
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
 
 
+def test_every_chat_template_goes_along(made: Any, tmp_path: Path, tiny_model: Path) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    templates = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(base)
+    assert (base / "additional_chat_templates" / "tool_use.jinja").is_file()
+    adapter = made.adapter(tmp_path / "adapter", base)
+    report = merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == templates
+    size = sum(path.stat().st_size for path in (tmp_path / "merged").rglob("*") if path.is_file())
+    assert report.bytes_written == size
+
+
 def test_report_and_progress(tmp_path: Path, base: Path, adapter: Path) -> None:
     calls: list[tuple[int, int]] = []
     report = merge_adapter(
-        adapter=adapter, base=base, output=tmp_path / "deep" / "merged", progress=lambda *call: calls.append(call)
+        adapter=adapter, base=base, output=tmp_path / "merged", progress=lambda *call: calls.append(call)
     )
-    merged = tmp_path / "deep" / "merged"
+    merged = tmp_path / "merged"
     size = sum(path.stat().st_size for path in merged.iterdir())
     assert report.bytes_written == size
     assert calls[-1] == (size, size) and calls == sorted(calls)
@@ -310,8 +332,10 @@ def test_existing_output_is_kept(tmp_path: Path, base: Path, adapter: Path) -> N
 @pytest.mark.parametrize("small_disk", ["32k"], indirect=True)
 def test_full_disk_is_refused_first(small_disk: Path, base: Path, adapter: Path) -> None:
     with pytest.raises(MergeError, match=r"needs [\d,]+ bytes, but .* has [\d,]+ free"):
-        merge_adapter(adapter=adapter, base=base, output=small_disk / "new" / "merged")
+        merge_adapter(adapter=adapter, base=base, output=small_disk / "merged")
     assert list(small_disk.iterdir()) == []
+    with pytest.raises(MergeError, match="is a mount point"):
+        merge_adapter(adapter=adapter, base=base, output=small_disk)
 
 
 def test_transformers_reads_the_output_offline(tmp_path: Path, base: Path, adapter: Path) -> None:
