@@ -2,9 +2,10 @@
 
 Usage: python benchmarks/gguf_parity.py [--model FOLDER_OR_GGUF] [--texts 10] [--types f32,bf16,...] [--folder DIR]
 By default the model is the quickstart's. It is computed in fp32 by Transformers, and so is the yardstick; the model in
-its own bf16 stands beside the files, to show what that format's arithmetic costs by itself. Last come GGUF LoRAs over
-the file in f32, beside PEFT: rank-stabilized, with rank and alpha patterns, of random values. Texts are docstrings of
-the standard library. Prints one JSON document.
+its own bf16 stands beside the files, to show what that format's arithmetic costs by itself. Each file is run twice: as
+it is, and with its weights written out as float32, as llama.cpp rounds what it multiplies weights with to the file's
+type. Last come GGUF LoRAs over the file in f32, beside PEFT: rank-stabilized, with rank and alpha patterns, of random
+values. Texts are docstrings of the standard library. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from rankloom.docstrings import documented_functions
 from rankloom.exports.gguf import GGUF_TYPES, export_gguf, export_gguf_lora
-from rankloom.exports.gguf_parity import compare, differences, say
+from rankloom.exports.gguf_parity import compare, differences, say, write_in_f32
 from rankloom.exports.gguf_runtime import GgufModel
 from rankloom.models import load_tokenizer, resolve_base
 
@@ -69,6 +70,10 @@ def compare_types(base: Path, folder: Path, chosen: list[str], types: list[str])
         seconds = time.perf_counter() - started
         row = asdict(compare(yardstick, GgufModel(file)))
         rows[kind] = {**row, "bytes": file.stat().st_size, "export_seconds": round(seconds, 1)}
+        if kind != "f32":
+            write_in_f32(file, exact := folder / f"{file.stem}-in-f32.gguf")
+            rows[f"{kind}, weights in f32"] = asdict(compare(yardstick, GgufModel(exact)))
+            exact.unlink()
     return rows
 
 

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from rankloom.errors import MergeError, ModelError
 from rankloom.exports.gguf import GGUF_TYPES, export_gguf, export_gguf_lora
-from rankloom.exports.gguf_parity import compare, say
+from rankloom.exports.gguf_parity import compare, say, write_in_f32
 from rankloom.exports.gguf_runtime import GgufModel
 
 gguf = pytest.importorskip("gguf")
@@ -120,6 +126,21 @@ def test_every_type_keeps_what_its_bits_can_hold(exported: Callable[[str], Path]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("type", ["bf16", "q8_0"])
+def test_a_file_written_in_f32_holds_the_same(tmp_path: Path, exported: Callable[[str], Path], type: str) -> None:
+    write_in_f32(exported(type), tmp_path / "exact.gguf")
+    before, after = gguf.GGUFReader(exported(type)), gguf.GGUFReader(tmp_path / "exact.gguf")
+    assert {tensor.tensor_type for tensor in after.tensors} == {gguf.GGMLQuantizationType.F32}
+    exact = stored_weights(tmp_path / "exact.gguf")
+    for name, weight in stored_weights(exported(type)).items():
+        assert np.array_equal(weight, exact.pop(name)), name
+    assert not exact
+    said = [{name: field.contents() for name, field in reader.fields.items()} for reader in (before, after)]
+    assert said[0] == said[1]
+    assert GgufModel(tmp_path / "exact.gguf").generate(TEXTS[0], max_tokens=4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("type", "delta"), [("bf16", 0.05), ("f16", 0.01), ("q8_0", 0.1), ("q5_1", 0.6), ("q4_1", 1.0)]
 )
@@ -175,6 +196,33 @@ def test_a_lora_says_what_peft_says(
     alone = compare(said, GgufModel(exported("f32")))
     assert alone.mean_delta > 100 * parity.mean_delta
     assert [file.name for file in tmp_path.glob("*.gguf*")] == ["lora.gguf"]
+
+
+@pytest.mark.slow
+def test_a_lora_of_a_deep_model(tmp_path: Path, model: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    deep = shutil.copytree(model, tmp_path / "deep")
+    config = AutoConfig.from_pretrained(model, num_hidden_layers=80)  # as the models of 70 billion parameters
+    AutoModelForCausalLM.from_config(config).save_pretrained(deep)
+    write_adapter(tmp_path / "adapter", deep)
+    export_gguf_lora(tmp_path / "adapter", deep, tmp_path / "lora.gguf")
+    assert len(gguf.GGUFReader(tmp_path / "lora.gguf").tensors) == 2 * 7 * 80
+
+
+@pytest.mark.slow
+def test_a_lora_that_f16_cannot_hold_is_refused(tmp_path: Path, model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write_adapter(tmp_path / "adapter", model)
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    weights[name][0, 0] = 40_000.0  # the factor is 2
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=f"{re.escape(name)} times its factor is too large for f16; store it as f32"):
+        export_gguf_lora(tmp_path / "adapter", model, tmp_path / "lora.gguf", type="f16")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    export_gguf_lora(tmp_path / "adapter", model, tmp_path / "lora.gguf", type="bf16")
 
 
 @pytest.mark.slow
@@ -242,6 +290,44 @@ def test_a_crash_of_the_converter_is_one_message(tmp_path: Path, model: Path) ->
     with pytest.raises(ModelError, match="converter failed on .*torn: .*; is the model whole"):
         export_gguf(torn, tmp_path / "torn.gguf", type="f32")
     assert [path.name for path in tmp_path.iterdir()] == ["torn"]
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """The converters that a process has started."""
+    return [child for child in process.children() if any("gguf_worker" in part for part in child.cmdline())]
+
+
+@pytest.mark.slow
+def test_a_converter_that_is_killed_is_one_message(tmp_path: Path, model: Path) -> None:
+    def kill() -> None:
+        while not (found := children(psutil.Process())):
+            time.sleep(0.05)
+        found[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ModelError, match="converter was ended by SIGKILL on .*; is there memory enough"):
+        export_gguf(model, tmp_path / "out.gguf", type="f32")
+    killer.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_converter_leaves_with_a_caller_that_is_killed(tmp_path: Path, model: Path) -> None:
+    code = (
+        "import sys, pathlib, rankloom.exports.gguf as g;"
+        "g.export_gguf(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), type='f32')"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    caller = psutil.Popen([sys.executable, "-c", code, model, tmp_path / "out.gguf"], env=environment)
+    while not (found := children(caller)):
+        assert caller.poll() is None
+        time.sleep(0.05)
+    caller.kill()
+    caller.wait()
+    # It was still importing; had it gone on, there would be a file.
+    assert psutil.wait_procs(found, timeout=60)[1] == []
+    assert not list(tmp_path.rglob("*.gguf"))
 
 
 def test_progress_ends_at_the_size_of_the_file(exported: Callable[[str], Path]) -> None:
