@@ -47,30 +47,6 @@ def reference_texts(count: int) -> list[str]:
     return random.Random(0).sample([text for _, text in sorted(topics.items()) if len(text) >= MIN_TEXT], count)
 
 
-def module_texts(library: Path, count: int) -> list[str]:
-    """Return the docstrings of some modules below a folder: prose of no task.
-
-    Args:
-        library: The folder, such as the standard library's.
-        count: How many; drawn once and for all, of those that are long.
-    """
-    files = [
-        file for file in sorted(library.rglob("*.py")) if not SKIPPED_FOLDERS & set(file.relative_to(library).parts)
-    ]
-    random.Random(0).shuffle(files)  # and so only a part of them is parsed
-    texts: list[str] = []
-    for file in files:
-        if len(texts) == count:
-            break
-        try:
-            text = ast.get_docstring(ast.parse(file.read_bytes()))
-        except (SyntaxError, ValueError):
-            continue
-        if text and len(text) >= MIN_TEXT:
-            texts.append(text)
-    return texts
-
-
 def documented_functions(library: Path) -> Iterator[tuple[str, str]]:
     """Yield (signature, one-line summary) of each documented public function and method below a folder."""
     seen: set[str] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from rankloom.config import SearchConfig
-from rankloom.docstrings import module_texts
+from rankloom.docstrings import reference_texts
 from rankloom.evaluate import HeldOut, load_with_adapter
 from rankloom.models import BaseModel, load_tokenizer
 from rankloom.promotion.drift import Drift, Reference, loss_interval
@@ -108,7 +107,7 @@ class Measuring:
 
 
 def general_rows(base: BaseModel, max_length: int) -> Any:
-    """Tokenise text of no task, to see what a model lost elsewhere: docstrings of the standard library's modules.
+    """Tokenise text of no task, to see what a model lost elsewhere: pages of Python's language reference.
 
     Args:
         base: Whose tokenizer.
@@ -116,7 +115,7 @@ def general_rows(base: BaseModel, max_length: int) -> Any:
     """
     import datasets
 
-    texts = module_texts(Path(sysconfig.get_paths()["stdlib"]), GENERAL_ROWS)
+    texts = reference_texts(GENERAL_ROWS)
     return tokenise(
         datasets.Dataset.from_dict({"text": texts}),
         load_tokenizer(base.path),
