@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,11 @@ from rankloom.promotion import Format
 from rankloom.promotion.drift import MOST_BYTES
 from rankloom.promotion.gates import assert_room, judge_drift, prove_base
 from rankloom.promotion.labels import label
-from rankloom.promotion.measuring import GENERAL_LENGTH, GENERAL_ROWS, HELD_OUT, Drifts, Measuring
+from rankloom.promotion.measuring import GENERAL_LENGTH, GENERAL_ROWS, HELD_OUT, Drifts, Measuring, Tell
 from rankloom_registry import Adapter, Registry
 from rankloom_registry.files import write_atomically
 from rankloom_registry.formats.checkpoint import open_checkpoint
 
-Tell = Callable[[str, int, int], None]
 OTHER: dict[Recipe, Recipe] = {"full-precision": "as-trained", "as-trained": "full-precision"}
 
 
@@ -168,7 +166,8 @@ class Build:
 
     def _bytes_needed(self) -> int:
         weights = sum(path.stat().st_size for path in open_checkpoint(self._base.path).files)
-        folders = len(self._recipes) + (self._order.format != "safetensors")
+        # The other recipe's model is gone before the format's is made.
+        folders = 2 if len(self._recipes) > 1 or self._order.format != "safetensors" else 1
         there = sum(path.stat().st_size for path in self._staging.rglob("*") if path.is_file())
         vocabulary = int(load_model_config(self._base.path).get_text_config().vocab_size)
         tokens = [sum(len(row["labels"]) for row in self._held_out.tokens), GENERAL_ROWS * GENERAL_LENGTH]

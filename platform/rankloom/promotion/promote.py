@@ -148,11 +148,11 @@ def promote(
         "version": importlib.metadata.version("rankloom"),
     }
     source = None if dataset is None else str_source(dataset)
-    call = _sha256([plan, verify, compare, tolerance, source, force])
+    call = _sha256([plan, verify, compare, tolerance, source, force, signer is not None])
     manifest = _unrecorded(registry, adapter, output, call)
     if manifest is None:
         free_output(output)
-        tell = on_progress or _say_nothing
+        tell = on_progress or (lambda stage, done, total: None)
         make = (
             partial(_adapter_alone, registry, adapter, files, order, tell)
             if format == "adapter"
@@ -302,7 +302,3 @@ def _push(folder: Path, repo_id: str) -> str:
             f"{folder} is promoted and recorded, but not on the hub: {error}; push it again with "
             f"`hf upload {repo_id} {folder}`"
         ) from error
-
-
-def _say_nothing(stage: str, done: int, total: int) -> None:
-    pass

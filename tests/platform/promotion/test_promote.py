@@ -174,6 +174,23 @@ def test_a_model_that_lost_too_much_is_refused_and_recorded(world: Any, registry
     assert (latest.status, latest.forced, latest.reason) == ("done", True, "a trial")
 
 
+def test_room_is_needed_for_two_models_at_most(
+    world: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+
+    def room(folder: Path, size: int) -> Any:
+        needed.append(size)
+        raise PromotionError("enough")
+
+    monkeypatch.setattr("rankloom.promotion.building.assert_room", room)
+    for format, compare in (("safetensors", False), ("safetensors", True), ("nf4", False), ("nf4", True)):
+        with pytest.raises(PromotionError, match="enough"):
+            promote(registry, world.adapters[0], tmp_path / "out", format=format, compare=compare)  # type: ignore[arg-type]
+    weights = (world.base / "model.safetensors").stat().st_size
+    assert [size - needed[0] for size in needed] == [0, weights, weights, weights]
+
+
 def test_force_needs_a_reason(world: Any, registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(PromotionError, match="--force needs --reason"):
         promote(registry, world.adapters[0], tmp_path / "merged", force=True)
@@ -284,7 +301,7 @@ def test_half_a_model_is_not_measured(
 
 
 def test_what_was_made_and_not_recorded_is_recorded_by_the_same_call(
-    world: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Any, registry: Registry, tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def busy(registry: Registry, *events: Any) -> int:
         raise RegistryBusyError("busy")
@@ -296,7 +313,8 @@ def test_what_was_made_and_not_recorded_is_recorded_by_the_same_call(
         promote(registry, world.adapters[0], output, **options)
     assert names(tmp_path) == {"world", "merged"} and registry.promotions() == registry.aliases() == []
 
-    for other in ({"tolerance": -10}, {"format": "adapter"}, {"verify": "full"}):
+    (tmp_path / ".merged.partial").mkdir()  # as a kill would leave it
+    for other in ({"tolerance": -10}, {"format": "adapter"}, {"verify": "full"}, {"signer": Signer(keys[0])}):
         with pytest.raises(OutputError, match="new or empty"):  # it was made of another call
             promote(registry, world.adapters[0], output, **options | other)
     with pytest.raises(OutputError, match="new or empty"):
@@ -306,7 +324,7 @@ def test_what_was_made_and_not_recorded_is_recorded_by_the_same_call(
         registry, world.adapters[0], output, on_progress=lambda stage, *_: stages.append(stage), reason="now", **options
     )
     (recorded,) = registry.promotions()
-    assert stages == [] and recorded.checks == made.checks
+    assert stages == [] and recorded.checks == made.checks and names(tmp_path) == {"world", "merged"}
     assert (recorded.promotion_id, recorded.status, recorded.reason) == (made.promotion_id, "done", "now")
     assert registry.adapter("negation@champion").adapter_id == world.adapters[0]
     with pytest.raises(OutputError, match="new or empty"):
