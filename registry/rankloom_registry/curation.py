@@ -104,7 +104,8 @@ def _back(registry: Registry, promotion: PromotionRecord, reference: str, why: s
             f"{reference} was moved after promotion {promotion.promotion_id}, to {moves[0].adapter_id or 'nothing'}; "
             "move it with `rankloom adapters alias` if need be"
         )
-    own = [move for move in moves if move.at >= promotion.created_at][-1]  # they were recorded together
+    # They were recorded together; a clock that was set back between the two leaves the last move.
+    own = ([move for move in moves if move.at >= promotion.created_at] or moves[:1])[-1]
     if own.previous == promotion.adapter_id:
         return None
     if own.previous is not None and (meant := registry.adapter(own.previous)).status != "available":

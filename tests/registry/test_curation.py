@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -178,10 +179,14 @@ def test_leaves_of_a_base_can_come_later(registry: Registry, base: BaseFingerpri
     assert [record.identity for record in registry.bases()] == ["org/tiny@0123"]
 
 
-def promoted(registry: Registry, adapter_id: str, promotion_id: str, alias: str | None = "prod") -> None:
-    name = registry.adapter(adapter_id).name
+def promoted(
+    registry: Registry, adapter_id: str, promotion_id: str, alias: str | None = "prod", *, earlier: int = 0
+) -> None:
+    """Records a promotion, and with it the move of its alias, dated some seconds before."""
+    name, now = registry.adapter(adapter_id).name, datetime.now(UTC)
     registry.record(
         Promoted(
+            at=now,
             promotion_id=promotion_id,
             adapter_id=adapter_id,
             status="done",
@@ -192,7 +197,11 @@ def promoted(registry: Registry, adapter_id: str, promotion_id: str, alias: str 
             checks={},
             alias=f"{name}@{alias}" if alias else None,
         ),
-        *([AliasMoved(name=name, alias=alias, adapter_id=adapter_id)] if alias else []),
+        *(
+            [AliasMoved(name=name, alias=alias, adapter_id=adapter_id, at=now - timedelta(seconds=earlier))]
+            if alias
+            else []
+        ),
     )
 
 
@@ -221,6 +230,13 @@ def test_an_undone_promotion_gives_its_alias_back(one_name: Registry) -> None:
     assert one_name.aliases() == []
     lineage = [step.text for step in one_name.lineage("0bcd").steps() if step.what in ("promotion", "export")]
     assert lineage == ["undone, full-precision", "safetensors in /out"]
+
+
+def test_a_clock_that_was_set_back_does_not_keep_an_alias(one_name: Registry) -> None:
+    promoted(one_name, "0bcd-adapter", "p0")
+    promoted(one_name, "1bcd-adapter", "p1", earlier=60)
+    assert undo_promotion(one_name, "1bcd")[1] is not None
+    assert one_name.adapter("model@prod").adapter_id == "0bcd-adapter"
 
 
 def test_a_promotion_without_an_alias_is_undone_too(one_name: Registry) -> None:

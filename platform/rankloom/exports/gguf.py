@@ -85,6 +85,16 @@ def export_gguf_lora(adapter: Path, base: Path, output: Path, *, type: str = "f1
     _convert(output, request, 0, None)
 
 
+def require_converter() -> None:
+    """Check that GGUF files can be made here at all.
+
+    Raises:
+        ModelError: The `gguf` extra is not installed.
+    """
+    if missing := [name for name in ("auto_round", "gguf") if importlib.util.find_spec(name) is None]:
+        raise ModelError(f"GGUF files need {' and '.join(missing)}: pip install 'rankloom[gguf]'")
+
+
 def _plain_update(name: str, change: Change) -> dict[str, Any]:
     """What one matrix receives, if it is nothing but scale · B·A."""
     match change.updates:
@@ -101,8 +111,7 @@ def _check_request(output: Path, type: str, types: tuple[str, ...]) -> None:
         raise ModelError(f"this GGUF file can be stored as {', '.join(types)}, got {type!r}; choose one of them")
     if output.suffix != ".gguf" or output.exists():
         raise ModelError(f"the output must be a new .gguf file, got {output}; choose another name, or remove it first")
-    if missing := [name for name in ("auto_round", "gguf") if importlib.util.find_spec(name) is None]:
-        raise ModelError(f"GGUF files need {' and '.join(missing)}: pip install 'rankloom[gguf]'")
+    require_converter()
 
 
 def _open(folder: Path) -> Checkpoint:

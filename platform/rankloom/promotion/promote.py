@@ -18,7 +18,7 @@ from rankloom.data import str_source
 from rankloom.errors import PromotionError
 from rankloom.evaluate import search_settings
 from rankloom.exports.adapter import export_adapter
-from rankloom.exports.gguf import GGUF_LORA_TYPES, GGUF_TYPES, export_gguf_lora
+from rankloom.exports.gguf import GGUF_LORA_TYPES, GGUF_TYPES, export_gguf_lora, require_converter
 from rankloom.exports.verdicts import verdicts
 from rankloom.merging import Recipe, Verify
 from rankloom.models import BaseModel, split_identity
@@ -203,6 +203,8 @@ def _check_wishes(format: Format, recipe: Recipe, gguf_type: str | None, force: 
     if gguf_type is not None and gguf_type not in types:
         allowed = f"is one of {', '.join(types)}" if types else "is for --format gguf or adapter"
         raise PromotionError(f"with --format {format}, --gguf-type {allowed}, got {gguf_type!r}; choose another")
+    if format == "gguf" or gguf_type is not None:
+        require_converter()
 
 
 def _check_quantization(registry: Registry, adapter: Adapter, format: Format, recipe: Recipe) -> None:

@@ -135,7 +135,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], Values, tuple[str, ...], tupl
     ),
     "a registry in a folder that is not there": (
         nothing,
-        {},
+        {"name": "refused"},  # one that is made up holds the second at which it was
         ("--registry", "none/registry.duckdb"),
         ("none", "folder that exists"),
     ),

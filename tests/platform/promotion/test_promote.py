@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rankloom.config import parse_config
-from rankloom.errors import OutputError, PromotionError, RankloomError
+from rankloom.errors import ModelError, OutputError, PromotionError, RankloomError
 from rankloom.outputs import MANIFEST
 from rankloom.promotion.gates import LOST_GAIN, TOLERANCE
 from rankloom.promotion.promote import promote
@@ -516,3 +517,20 @@ def test_an_adapter_becomes_a_gguf_file_too(world: Any, registry: Registry, tmp_
     for format, kind in (("adapter", "q8_0"), ("safetensors", "f16"), ("gguf", "q9")):
         with pytest.raises(PromotionError, match="--gguf-type"):
             promote(registry, world.adapters[0], tmp_path / "no", format=format, gguf_type=kind)  # type: ignore[arg-type]
+
+
+def test_a_missing_converter_is_told_before_the_work(
+    world: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else found(name))
+    stages: list[str] = []
+    with pytest.raises(ModelError, match=r"pip install 'rankloom\[gguf\]'"):
+        promote(
+            registry,
+            world.adapters[0],
+            tmp_path / "out",
+            format="gguf",
+            on_progress=lambda stage, done, total: stages.append(stage),
+        )
+    assert stages == []
