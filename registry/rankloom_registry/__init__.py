@@ -35,6 +35,7 @@ from rankloom_registry.events.kinds import (
     Promoted,
     PromotionUndone,
     SearchEnded,
+    SearchExtended,
     SearchResumed,
     SearchStarted,
     TrialEnded,
@@ -57,6 +58,7 @@ from rankloom_registry.records import (
     SearchRecord,
     StepMetrics,
     TrialRecord,
+    TrialSpan,
 )
 from rankloom_registry.registry import Registry
 from rankloom_registry.store.database import Rows
@@ -109,6 +111,7 @@ __all__ = [
     "Rows",
     "SafetensorsHeader",
     "SearchEnded",
+    "SearchExtended",
     "SearchNotFoundError",
     "SearchRecord",
     "SearchResumed",
@@ -120,6 +123,7 @@ __all__ = [
     "TrialEnded",
     "TrialRecord",
     "TrialReported",
+    "TrialSpan",
     "TrialStarted",
     "acting_for",
     "check_against_base",
