@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,9 +124,15 @@ def test_a_search_that_does_not_run_is_told_nothing(registry: Registry, ask: Cal
     with pytest.raises(SearchNotFoundError):
         ask(registry, "one")
     run = began(registry)
-    with pytest.raises(SearchError, match="'one' does not run now"):
+    with pytest.raises(SearchError, match="'one' does not run now; go on with it by --resume"):
         ask(registry, "one")
     assert not run.requests.exists()
+    shutil.rmtree(run.folder)
+    with pytest.raises(SearchError, match="is not on this machine; ask where the search was started"):
+        ask(registry, "one")
+    registry.record(SearchEnded(search_id="s1", status="failed"))
+    with pytest.raises(SearchError, match="'one' does not run now: it is failed"):
+        ask(registry, "one")
 
 
 def test_nonsense_is_refused_before_anybody_is_asked(registry: Registry) -> None:
