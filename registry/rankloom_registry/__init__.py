@@ -24,7 +24,7 @@ from rankloom_registry.errors import (
     SearchNotFoundError,
     SignatureError,
 )
-from rankloom_registry.events.event import Event, acting_for
+from rankloom_registry.events.event import Event, acting_for, acting_user
 from rankloom_registry.events.kinds import (
     AdapterAdded,
     AdapterAnnotated,
@@ -126,6 +126,7 @@ __all__ = [
     "TrialSpan",
     "TrialStarted",
     "acting_for",
+    "acting_user",
     "check_against_base",
     "check_folder",
     "compare_weights",

@@ -31,7 +31,7 @@ SPANS = """
             least(e."at", a.again_at, a.taken_at, p.over_at) AS ended_at
         FROM attempts a JOIN mine m USING (trial_id)
         LEFT JOIN ends e ON e.trial_id = a.trial_id AND e.attempt = a.attempt
-        ASOF LEFT JOIN pauses p ON p.over_at > a.started_at)
+        ASOF LEFT JOIN pauses p ON a.started_at <= p.over_at)
     SELECT * EXCLUDE (told_status, again_at, taken_at),
         coalesce(told_status, CASE WHEN ended_at IS NULL THEN 'running' ELSE 'interrupted' END) AS status
     FROM bounds"""
