@@ -13,6 +13,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from rankloom import control
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
 from rankloom_registry import (
     Adapter,
@@ -82,6 +83,14 @@ def glance() -> Glance:
 def searches() -> list[SearchRecord]:
     """Reads all searches, newest first."""
     return _searches(*_key())
+
+
+def status_now(search: SearchRecord) -> str:
+    """Returns the status of a search; that of one whose process died without a word is `interrupted`."""
+    if search.status != "running":
+        return search.status
+    with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
+        return control.status_now(registry, search)
 
 
 def trial_spans(search_id: str) -> list[TrialSpan]:

@@ -18,6 +18,7 @@ _WIDE = 8  # numbers of which the largest is so many times the smallest are told
 _LONGEST = 24  # characters of a label
 _MARGIN = 0.05
 _MOST_TICKS = 10
+_FEW = 3  # numbers, between which there is nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Axis:
         low: The smallest number; of categories 0.
         high: The largest number; of categories the index of the last.
         choices: The values in their order, if they are a few of which one is chosen; none for a range of numbers.
-        labels: The categories as the reader sees them, each another; none if the values are numbers.
+        labels: The categories as the reader sees them, each another; none if the values lie on a scale.
         places: Where each category lies, by its key.
     """
 
@@ -100,16 +101,21 @@ def _axis(name: str, values: Sequence[Any], space: SearchSpace | None) -> Axis:
     parameter = space.parameters.get(name) if space else None
     if not all(_is_number(value) for value in distinct):
         offered = list(parameter.values) if isinstance(parameter, Choice) else []
-        order = sorted(distinct, key=lambda value: offered.index(value) if value in offered else len(offered))
-        places = {_key(value): float(index) for index, value in enumerate(order)}
-        return Axis(name=name, low=0, high=len(order) - 1, choices=tuple(order), labels=_labels(order), places=places)
+        return _categories(name, sorted(distinct, key=lambda v: offered.index(v) if v in offered else len(offered)))
     ordered = sorted(distinct)
     low, high = ordered[0], ordered[-1]
     if isinstance(parameter, Range):
         return Axis(name=name, log=parameter.log and low > 0, low=low, high=high)
     few = isinstance(parameter, Choice) or len(ordered) * 2 <= len(values)
+    if few and len(ordered) <= _FEW:
+        return _categories(name, ordered)
     log = low > 0 and high / low >= _WIDE
     return Axis(name=name, log=log, low=low, high=high, choices=tuple(ordered) if few else ())
+
+
+def _categories(name: str, order: Sequence[Any]) -> Axis:
+    places = {_key(value): float(index) for index, value in enumerate(order)}
+    return Axis(name=name, low=0, high=len(order) - 1, choices=tuple(order), labels=_labels(order), places=places)
 
 
 def _labels(values: Sequence[Any]) -> tuple[str, ...]:

@@ -135,10 +135,10 @@ def draw_lane_timeline(info: LaneTimelineInfo) -> go.Figure:
                 hovertemplate="%{customdata}<extra></extra>",
             )
         )
-    height = min(_MOST, max(_LEAST, 90 + _ROW * len(info.rows)))
+    height = min(_MOST, max(_LEAST, 110 + _ROW * len(info.rows)))
     lay_out(figure, x="", y="", height=height)
     figure.update_layout(barmode="overlay", showlegend=True)
-    figure.update_xaxes(type="date")
+    figure.update_xaxes(type="date", tickangle=0, nticks=6)
     figure.update_yaxes(
         tickvals=list(range(len(info.rows))),
         ticktext=[plain(row) for row in info.rows],

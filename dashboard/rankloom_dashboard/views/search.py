@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import streamlit as st
 
 from rankloom_dashboard import data, elements, formats
-from rankloom_dashboard.views.search_parts import courses, lanes, parameters, summary, trades, trials
+from rankloom_dashboard.views.search_parts import controls, courses, lanes, parameters, summary, trades, trials
 from rankloom_dashboard.views.search_parts.view import View
 from rankloom_registry import SearchRecord
 
@@ -29,7 +29,7 @@ def render() -> None:
         elements.nothing_yet("The registry holds no search yet. This makes one:", "rankloom quickstart")
         return
     chosen = elements.choose("Search", list(searches), key="search", show=lambda key: _name(searches[key]))
-    live = searches[chosen].status == "running"
+    live = data.status_now(searches[chosen]) == "running"
     st.fragment(_search, run_every=_REFRESH_SECONDS if live else None)(chosen, live=live)
 
 
@@ -40,10 +40,13 @@ def _name(search: SearchRecord) -> str:
 def _search(search_id: str, *, live: bool) -> None:
     with elements.registry_problems():
         details = data.search_details(search_id)
-        if live and details.search.status != "running":
+        status = data.status_now(details.search)
+        if live and status != "running":
             st.rerun()  # the whole page, which then no longer refreshes itself
-        view = View.of(details, now=datetime.now(UTC))
+        view = View.of(details, status=status, now=datetime.now(UTC))
         summary.show(view)
+        if live:
+            controls.show(view)
         if not view.trials:
             st.info("No trial has started yet.")
             return

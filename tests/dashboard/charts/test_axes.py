@@ -48,6 +48,16 @@ def test_without_a_space_the_values_say_it(told) -> None:
     assert found["r"].share(16) == pytest.approx(0.5)
 
 
+def test_a_few_numbers_that_were_chosen_from_are_categories_in_their_order(told) -> None:
+    few = told(*({"r": r} for r in (16, 8, 16, 8)), space={"parameters": {"r": {"choice": [8, 16, 32]}}})["r"]
+    assert few.labels == ("8", "16")
+    assert few.place(16) == 1
+    many = told(*({"r": r} for r in (4, 8, 16, 32) * 2))["r"]
+    assert many.labels == ()
+    assert many.choices == (4, 8, 16, 32)
+    assert many.layout()["ticktext"] == ["4", "8", "16", "32"]
+
+
 def test_values_of_several_kinds_are_categories(told) -> None:
     found = told({"a": True, "m": ["q", "k"], "n": math.nan}, {"a": False, "m": "all", "n": 1.0}, {"a": None})
     assert found["a"].labels == ("yes", "no", "–")

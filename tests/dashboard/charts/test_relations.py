@@ -14,7 +14,7 @@ from rankloom_dashboard.charts.slices import draw_slice, slice_info
 from rankloom_dashboard.leaderboard import EVAL_LOSS, Objective
 
 MOST = Objective(lower_is_better=False)
-SPACE = {"parameters": {"learning_rate": {"loguniform": [1e-5, 1e-2]}, "r": {"choice": [4, 8, 16]}}}
+SPACE = {"parameters": {"learning_rate": {"loguniform": [1e-5, 1e-2]}, "r": {"choice": [4, 8, 16, 32]}}}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def made(trial, search):
         dice = random.Random(0)
         found = []
         for number in range(count):
-            exponent, r, dropout = dice.uniform(-5, -2), dice.choice([4, 8, 16]), dice.choice([0.0, 0.05])
+            exponent, r, dropout = dice.uniform(-5, -2), dice.choice([4, 8, 16, 32]), dice.choice([0.0, 0.05])
             params = {"learning_rate": 10**exponent, "r": r, "lora_dropout": dropout, "target_modules": "mlp"}
             found.append(
                 Sample(trial=trial(number, params=params), value=sign * ((exponent + 3.5) ** 2 - 0.01 * math.log2(r)))

@@ -22,13 +22,16 @@ def show(view: View) -> None:
     """Shows it."""
     search = view.search
     with st.container(horizontal=True, vertical_alignment="center"):
-        known = _BADGES.get(search.status)
-        st.badge(search.status if known else "unknown state", color=known or "gray")
+        known = _BADGES.get(view.status)
+        st.badge(view.status if known else "unknown state", color=known or "gray")
         st.text(
             f"started {formats.ago(search.created_at)} · base {formats.base(search.base_identity)} · "
             f"{search.mode} {search.metric} · seed {formats.value(search.seed)}"
         )
-    if search.status == "running" and search.num_samples:
+    if view.status != search.status:
+        st.warning("The process that ran this search is gone, without a word. It can be resumed:")
+        st.code("rankloom search CONFIG.yaml --resume", language="bash")
+    if view.status == "running" and search.num_samples:
         st.progress(
             min(1.0, search.finished_trials / search.num_samples),
             text=f"{search.finished_trials} of {search.num_samples} trials finished; this page refreshes itself",

@@ -58,8 +58,8 @@ def _columns(
         if name not in columns:
             columns[name] = _parameter(name, [row.get(name) for row in rows])
     return columns | {
-        "memory": _text("peak memory", width=95),
-        "wall": _text("time", width=90),
+        "memory": _number("peak memory", format="%.2f GiB", width=95),
+        "seconds": _number("time", format="%.1f s", width=75),
         "adapter": _text("adapter", width=130),
         "message": _text("message"),
     }
@@ -71,7 +71,7 @@ def _parameter(name: str, values: Sequence[Any]) -> Any:
         return _text(width=_WIDTHS.get(name))
     if all(isinstance(value, int) for value in numbers):
         return _number(width=_WIDTHS.get(name))
-    small = any(value and abs(value) < 1e-2 for value in numbers)
+    small = all(abs(value) < 1e-2 for value in numbers)
     return _number(format="%.2e" if small else "%.4g", width=_WIDTHS.get(name))
 
 
