@@ -14,6 +14,7 @@ from rankloom_dashboard.views.search_parts.view import View
 from rankloom_registry import RegistryError
 
 _MOST_ADDED = 10_000
+_REFUSED = "refused"  # of the session: why the last request to a search was not done, by search
 
 
 def show(view: View) -> None:
@@ -23,6 +24,9 @@ def show(view: View) -> None:
         _stop_trial(view, forbidden)
         _stop_search(view, forbidden)
         _add_trials(view, forbidden)
+    # The page refreshes itself: what was refused would else be gone before it is read.
+    if refused := st.session_state.get(_REFUSED, {}).get(view.search.search_id):
+        elements.problem("What was asked last was not done.", refused)
 
 
 def _forbidden() -> str | None:
@@ -51,7 +55,11 @@ def _stop_trial(view: View, forbidden: str | None) -> None:
         st.caption("Its adapter is kept, and the next trial gets its slot.")
         # The number is part of the key: if the list has changed by the time of the click, nothing else is stopped.
         if st.button(f"Stop trial {number}", type="primary", key=f"stop-trial-{number}"):
-            _ask(lambda: changes.stop_trial(view.search.search_id, number, why=why), f"Trial {number} is told to stop.")
+            _ask(
+                view,
+                lambda: changes.stop_trial(view.search.search_id, number, why=why),
+                f"Trial {number} is told to stop.",
+            )
 
 
 def _stop_search(view: View, forbidden: str | None) -> None:
@@ -60,7 +68,7 @@ def _stop_search(view: View, forbidden: str | None) -> None:
         st.caption("Its trials are interrupted. It can be resumed with:")
         st.code("rankloom search CONFIG.yaml --resume", language="bash")
         if st.button("Stop all its trials", type="primary", key="stop-search"):
-            _ask(lambda: changes.stop_search(view.search.search_id, why=why), "The search is told to stop.")
+            _ask(view, lambda: changes.stop_search(view.search.search_id, why=why), "The search is told to stop.")
 
 
 def _add_trials(view: View, forbidden: str | None) -> None:
@@ -68,18 +76,24 @@ def _add_trials(view: View, forbidden: str | None) -> None:
         count = int(st.number_input("How many more", min_value=1, max_value=_MOST_ADDED, value=8, key="more-trials"))
         st.caption(f"It would then try {formats.count(view.search.num_samples + count)} in all.")
         if st.button(f"Add {formats.counted(count, 'trial', 'trials')}", type="primary", key="add-trials"):
-            _ask(lambda: changes.add_trials(view.search.search_id, count), f"The search is told to try {count} more.")
+            _ask(
+                view,
+                lambda: changes.add_trials(view.search.search_id, count),
+                f"The search is told to try {count} more.",
+            )
 
 
 def _why(key: str) -> str:
     return st.text_input("Why (may be empty)", max_chars=500, key=key)
 
 
-def _ask(change: Callable[[], Any], done: str) -> None:
+def _ask(view: View, change: Callable[[], Any], done: str) -> None:
+    refused = ""
     try:
         with st.spinner("Telling the search"):
             change()
     except (DashboardError, RankloomError, RegistryError) as error:
-        elements.problem("That was not done.", str(error))
+        refused = str(error)
     else:
         st.toast(f"{done} It shows here within seconds.")
+    st.session_state[_REFUSED] = {view.search.search_id: refused}

@@ -1,0 +1,86 @@
+"""A search is watched in a real browser while it runs, from the snapshots that its process publishes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rankloom_registry import Registry, SearchEnded, SearchStarted, TrialEnded, TrialReported, TrialStarted
+from rankloom_registry.store.owner import Owner
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
+)
+pytestmark = pytest.mark.browser
+POINTS = """() => document.querySelectorAll('.js-plotly-plot')[0]?.data
+    .flatMap(trace => Array.from(trace.y)).filter(y => y !== null).length ?? 0"""
+
+
+@pytest.fixture
+def page() -> Iterator[playwright.Page]:
+    with playwright.sync_playwright() as driver:
+        found = shutil.which("chromium") or driver.chromium.executable_path
+        if not Path(found).exists():
+            pytest.skip("no Chromium here: no search is watched")
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser.new_page(viewport={"width": 1280, "height": 1600})
+        browser.close()
+
+
+def report(search_id: str, number: int, step: int, loss: float) -> TrialReported:
+    return TrialReported(trial_id=f"{search_id}-{number}", step=step, metrics={"eval_loss": loss, "wall_s": step})
+
+
+def test_a_running_search_is_watched_until_it_ends(page, serve, made) -> None:
+    registry = Registry.open(made.path)
+    known = registry.search(made.search_id)
+    start = SearchStarted(
+        search_id="live",
+        name="live",
+        base_content_root=known.base_content_root,
+        dataset={},
+        config={},
+        metric="eval_loss",
+        mode="min",
+        num_samples=2,
+        seed=0,
+    )
+    begun = [
+        TrialStarted(trial_id=f"live-{n}", search_id="live", number=n, params={"r": 8 * (n + 1)}, lane="lane-0", slot=n)
+        for n in range(2)
+    ]
+    ended = [TrialEnded(trial_id=f"live-{n}", status="completed", metrics={"steps": 20}) for n in range(2)]
+    with Owner(made.path, publish_s=0.2):  # as the driver of a search keeps the file
+        registry.record(start, *begun, report("live", 0, 10, 3.0))
+        _, port = serve(made.path)
+        page.goto(f"http://127.0.0.1:{port}/search?search=live")
+        playwright.expect(page.get_by_text("0 of 2 trials finished")).to_be_visible(timeout=60_000)
+        page.wait_for_function(f"({POINTS})() === 1", timeout=60_000)
+        page.evaluate("window.neverReloaded = true")
+        grid = page.get_by_test_id("stDataFrame")
+
+        def losses(written: str) -> playwright.Locator:
+            # The table is a canvas; what a screen reader is given of it lies inside, out of Playwright's roles.
+            return grid.locator("[role=gridcell]").filter(has_text=re.compile(f"^{re.escape(written)}$"))
+
+        playwright.expect(losses("3")).to_be_attached(timeout=30_000)
+
+        registry.record(report("live", 1, 10, 2.75), report("live", 0, 20, 2.5))
+        page.wait_for_function(f"({POINTS})() === 3", timeout=30_000)
+        playwright.expect(losses("2.75")).to_be_attached(timeout=30_000)
+        playwright.expect(losses("2.5")).to_be_attached(timeout=30_000)
+        playwright.expect(page.get_by_test_id("stMetricValue").get_by_text("2.5000")).to_be_visible()
+
+        registry.record(report("live", 1, 20, 2.25), *ended)
+        playwright.expect(page.get_by_text("2 of 2 trials finished")).to_be_visible(timeout=30_000)
+        registry.record(SearchEnded(search_id="live", status="completed"))
+    playwright.expect(page.get_by_text("trials finished")).to_have_count(0, timeout=30_000)
+    playwright.expect(page.get_by_test_id("stMetricValue").get_by_text("2.2500")).to_be_visible()
+    playwright.expect(page.get_by_text("completed", exact=True).first).to_be_visible()
+    assert page.evaluate(f"({POINTS})()") == 4
+    assert page.evaluate("window.neverReloaded")
+    playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)
