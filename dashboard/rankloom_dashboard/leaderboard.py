@@ -148,7 +148,7 @@ class Parameters:
 
 def parameters(trials: Sequence[TrialRecord]) -> Parameters:
     """Tells the parameters in which trials differ from the others; of a single trial nothing can be told yet."""
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
+    names = dict.fromkeys(name for trial in trials for name in trial.params if len(name) <= _LONGEST)
     if len(trials) < 2:
         return Parameters(varying=tuple(names), constant={})
     written = {name: {json.dumps(trial.params.get(name), default=str) for trial in trials} for name in names}
@@ -182,7 +182,7 @@ def leaderboard_rows(
             "trial": trial.number,
             "state": [STATES.get(trial.status, trial.status)],
             "rung": rung(trial, steps),
-            "lane": trial.lane or None,
+            "lane": _cell(trial.lane) if trial.lane else None,
             "slot": trial.slot,
             "eval_loss": usable_loss(trial.eval_loss),
             "train_loss": usable_loss(trial.train_loss),

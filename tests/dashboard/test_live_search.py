@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,15 +21,70 @@ POINTS = """() => document.querySelectorAll('.js-plotly-plot')[0]?.data
     .flatMap(trace => Array.from(trace.y)).filter(y => y !== null).length ?? 0"""
 
 
-@pytest.fixture
-def page() -> Iterator[playwright.Page]:
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[playwright.Browser]:
     with playwright.sync_playwright() as driver:
         found = shutil.which("chromium") or driver.chromium.executable_path
         if not Path(found).exists():
             pytest.skip("no Chromium here: no search is watched")
         browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(viewport={"width": 1280, "height": 1600})
+        yield browser
         browser.close()
+
+
+@pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=lambda shape: f"{shape[0]}-{shape[1]}")
+def page(request, chromium) -> Iterator[playwright.Page]:
+    """A page that has asked nobody but this machine, and has nothing to complain of, when the test ends."""
+    scheme, width = request.param
+    context = chromium.new_context(viewport={"width": width, "height": 1600}, color_scheme=scheme)
+    page = context.new_page()
+    asked: set[str] = set()
+    complaints: list[str] = []
+    page.on("request", lambda sent: asked.add(urlsplit(sent.url).hostname or ""))
+    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url).hostname or ""))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" and not probe(said) else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    assert asked - {""} == {"127.0.0.1"}
+    assert complaints == []
+
+
+def probe(said: playwright.ConsoleMessage) -> bool:
+    """Streamlit's own search for its root: below a page it asks there first, and is told that it is not there."""
+    return bool(re.search(r"/search/_stcore/(health|host-config)$", said.location.get("url", "")))
+
+
+@pytest.fixture(scope="module")
+def address(serve, made_once) -> str:
+    _, port = serve(made_once.path)
+    return f"http://127.0.0.1:{port}/search"
+
+
+@pytest.mark.parametrize(
+    ("tab", "charts"), [("Trials", 2), ("Lanes", 3), ("Parameters", 10), ("Pairs", 4), ("Trade-offs", 4)]
+)
+def test_each_tab_is_drawn_and_fits(page, address: str, tab: str, charts: int) -> None:
+    page.goto(f"{address}?tab={tab}&count=Stopped+too&across=adapter+size")
+    playwright.expect(page.locator(".js-plotly-plot")).to_have_count(charts, timeout=60_000)
+    playwright.expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+    playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_what_is_chosen_stands_in_the_address(page, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("radio", name="Top 5").click(timeout=60_000)
+    page.get_by_role("radio", name="Device time").click()
+    page.get_by_role("tab", name="Pairs").click()
+    page.get_by_role("radio", name="At the first evaluation").click()
+    page.wait_for_url(
+        lambda url: all(part in url for part in ("curves=Top", "against=Device", "tab=Pairs", "count=At")),
+        timeout=60_000,
+    )
+    page.reload()
+    for chosen in ("Top 5", "Device time", "At the first evaluation"):
+        playwright.expect(page.get_by_role("radio", name=chosen)).to_be_checked(timeout=60_000)
 
 
 def report(search_id: str, number: int, step: int, loss: float) -> TrialReported:

@@ -16,6 +16,7 @@ from rankloom_spaces import Choice, Range, SearchSpace, SpaceError, load_space, 
 
 _WIDE = 8  # numbers of which the largest is so many times the smallest are told apart on a log scale only
 _LONGEST = 24  # characters of a label
+_LONGEST_NAME = 200  # of a parameter; what is longer is no name
 _MARGIN = 0.05
 _MOST_TICKS = 10
 _FEW = 3  # numbers, between which there is nothing
@@ -87,7 +88,7 @@ def axes(search: SearchRecord, samples: Sequence[Sample]) -> list[Axis]:
         One axis a parameter, in the order of the trials' configuration.
     """
     space = _space(search.config.get("space"))
-    names = dict.fromkeys(name for sample in samples for name in sample.trial.params)
+    names = dict.fromkeys(name for sample in samples for name in sample.trial.params if len(name) <= _LONGEST_NAME)
     found = []
     for name in names:
         values = [sample.trial.params[name] for sample in samples if name in sample.trial.params]

@@ -85,8 +85,9 @@ def learning_curves_info(
     best = best_trial(trials, objective)
     chosen = [trial for trial in trials if stopped or trial.status != "stopped" or trial is best or trial.number == 0]
     if top is not None:
-        leading = [trial for trial in rank(chosen, objective) if ranked_value(trial, objective) is not None][:top]
-        chosen = [trial for trial in chosen if trial in leading or trial.number == 0]
+        ranked = [trial for trial in rank(chosen, objective) if ranked_value(trial, objective) is not None]
+        leading = {trial.trial_id for trial in ranked[:top]}
+        chosen = [trial for trial in chosen if trial.trial_id in leading or trial.number == 0]
     curves = [
         curve(
             f"trial {trial.number}",

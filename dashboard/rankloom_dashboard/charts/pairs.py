@@ -86,14 +86,15 @@ def contour_info(pair: PairInfo) -> ContourInfo:
     if not pair.places:
         return ContourInfo(pair=pair, xs=tuple(xs), ys=tuple(ys), field=())
     at = np.array([[pair.x.share(x), pair.y.share(y)] for x, y in pair.places])
-    grid = np.array([[pair.x.share(x), pair.y.share(y)] for y in ys for x in xs])
-    distances = np.linalg.norm(grid[:, None, :] - at[None, :, :], axis=2)
-    weights = 1 / np.maximum(distances, 1e-6) ** _SHARPNESS
-    means = weights @ np.array(pair.values) / weights.sum(axis=1)
-    near = distances.min(axis=1) <= _NEAR
-    field = [float(mean) if known else None for mean, known in zip(means, near, strict=True)]
-    rows = tuple(tuple(field[start : start + len(xs)]) for start in range(0, len(field), len(xs)))
-    return ContourInfo(pair=pair, xs=tuple(xs), ys=tuple(ys), field=rows)
+    values, across = np.array(pair.values), np.array([pair.x.share(x) for x in xs])
+    rows = []
+    for y in ys:  # row by row, as all distances at once of thousands of trials would fill the memory
+        distances = np.hypot(across[:, None] - at[None, :, 0], pair.y.share(y) - at[None, :, 1])
+        weights = 1 / np.maximum(distances, 1e-6) ** _SHARPNESS
+        means = weights @ values / weights.sum(axis=1)
+        near = distances.min(axis=1) <= _NEAR
+        rows.append(tuple(float(mean) if known else None for mean, known in zip(means, near, strict=True)))
+    return ContourInfo(pair=pair, xs=tuple(xs), ys=tuple(ys), field=tuple(rows))
 
 
 def _cells(axis: Axis) -> list[float]:

@@ -11,6 +11,7 @@ from rankloom_dashboard.charts.style import Scale
 from rankloom_dashboard.charts.style import show as show_figure
 from rankloom_dashboard.views.search_parts.view import View
 
+_MOST_CURVES = 500
 _TOP = {"All": None, "Top 5": 5, "Top 10": 10, "Top 20": 20}
 _AGAINST: dict[str, tuple[Against, str]] = {
     "Trials": ("trials", "trial"),
@@ -58,9 +59,8 @@ def _curves(view: View) -> None:
             label_visibility="collapsed",
         )
         stopped = st.toggle("Stopped early", value=True, key="stopped", bind="query-params")
-    curves = learning_curves_info(
-        view.trials, view.metrics, objective=view.objective, top=_TOP[top or "All"], stopped=stopped
-    )
+    most = _TOP[top or "All"] or (_MOST_CURVES if len(view.trials) > _MOST_CURVES else None)
+    curves = learning_curves_info(view.trials, view.metrics, objective=view.objective, top=most, stopped=stopped)
     if not curves:
         st.info("No trial has reported a value yet.")
         return
@@ -69,7 +69,10 @@ def _curves(view: View) -> None:
         key="learning-curves",
         alt=f"{view.objective.name} against step for {len(curves)} trials; the best is drawn thickest",
     )
-    st.caption("One line a trial. Thin grey lines were stopped early; click a word above to hide its lines.")
+    st.caption(
+        f"One line a trial{'' if most is None else f', of the best {most}'}. Thin grey lines were stopped early; "
+        "click a word above to hide its lines."
+    )
 
 
 def _history(view: View) -> None:

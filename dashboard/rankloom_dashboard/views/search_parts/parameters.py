@@ -13,7 +13,7 @@ from rankloom_dashboard.charts.style import show as show_figure
 from rankloom_dashboard.leaderboard import Objective
 from rankloom_dashboard.views.search_parts.view import View, choose_samples
 
-_MOST_SLICES = 12
+_MOST_AXES = 12
 
 
 def show(view: View) -> None:
@@ -22,6 +22,9 @@ def show(view: View) -> None:
     told = axes(view.search, found)
     if _too_few(found, told):
         return
+    if len(told) > _MOST_AXES:
+        st.caption(f"These are the first {_MOST_AXES} of {len(told)} parameters.")
+        told = told[:_MOST_AXES]
     left, right = st.columns([3, 2], gap="medium")
     with left:
         _parallel(found, told, view.objective)
@@ -73,7 +76,7 @@ def _slices(found: Sequence[Sample], told: Sequence[Axis], objective: Objective)
         st.subheader("Slices")
         log = st.toggle("log", key="log-slices", bind="query-params", help="Draw the axis of values logarithmically")
     with st.grid(min_column_width=280, gap="medium"):
-        for index, axis in enumerate(told[:_MOST_SLICES]):
+        for index, axis in enumerate(told):
             show_figure(
                 slices.draw_slice(slices.slice_info(found, axis), objective, log=log),
                 key=f"slice-{index}",

@@ -21,12 +21,13 @@ _BADGES: dict[str, Literal["green", "blue", "orange", "red"]] = {
 def show(view: View) -> None:
     """Shows it."""
     search = view.search
+    base, metric = formats.shorten(formats.base(search.base_identity), 80), formats.shorten(search.metric, 40)
     with st.container(horizontal=True, vertical_alignment="center"):
         known = _BADGES.get(view.status)
         st.badge(view.status if known else "unknown state", color=known or "gray")
         st.text(
-            f"started {formats.ago(search.created_at)} · base {formats.base(search.base_identity)} · "
-            f"{search.mode} {search.metric} · seed {formats.value(search.seed)}"
+            f"started {formats.ago(search.created_at)} · base {base} · {search.mode} {metric} · "
+            f"seed {formats.value(search.seed)}"
         )
     if view.status != search.status:
         st.warning("The process that ran this search is gone, without a word. It can be resumed:")
