@@ -85,6 +85,11 @@ def searches() -> list[SearchRecord]:
     return _searches(*_key())
 
 
+def stamp() -> object:
+    """Returns what is another thing as soon as the registry holds, or publishes, anything new; looks at files only."""
+    return _key()
+
+
 def status_now(search: SearchRecord) -> str:
     """Returns the status of a search; that of one whose process died without a word is `interrupted`."""
     if search.status != "running":

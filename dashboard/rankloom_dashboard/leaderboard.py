@@ -20,6 +20,7 @@ STATES = {
     "interrupted": "interrupted",
 }
 _LONGEST = 500  # characters of a cell
+_LARGEST = 1e300
 Column = Literal["eval_loss", "train_loss"]  # the metrics that the registry keeps for every trial and step
 
 
@@ -27,15 +28,22 @@ class Measured(Protocol):
     """Whatever has the losses: a trial, one of its steps, an adapter."""
 
     @property
-    def eval_loss(self) -> float | None: ...  # noqa: D102
+    def eval_loss(self) -> float | None:
+        """On held-out data."""
 
     @property
-    def train_loss(self) -> float | None: ...  # noqa: D102
+    def train_loss(self) -> float | None:
+        """On the data of the training."""
 
 
 def usable_loss(value: float | None) -> float | None:
     """Returns the loss, or None where there is none that can be compared."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def is_number(value: object) -> bool:
+    """Returns whether a value is a number that can be drawn; JSON knows some that no float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +182,11 @@ def leaderboard_rows(
     """
     prior = prior_loss(trials, objective)
     names = {name for trial in trials for name in trial.params}
-    numeric = {name for name in names if all(_is_number(trial.params.get(name)) for trial in trials)}
+    numeric = {
+        name
+        for name in names
+        if all(is_number(value) for trial in trials if (value := trial.params.get(name)) is not None)
+    }
     return [
         {
             **{name: value if name in numeric else _cell(value) for name, value in trial.params.items()},
@@ -196,10 +208,6 @@ def leaderboard_rows(
         }
         for place, trial in enumerate(rank(trials, objective), start=1)
     ]
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _cell(value: object) -> str:

@@ -200,6 +200,19 @@ def test_a_search_that_maximises_is_ranked_the_other_way(run_page, made) -> None
     assert metrics(app)["Gain over trial 0"] == "+1.0000"
 
 
+def test_the_address_may_name_a_search_or_be_wrong(run_page, made) -> None:
+    add_search(made, "older", *trial("older", 0))
+    app = run_page(made.path, SEARCH, search="older")
+    assert app.query_params["search"] == "older"
+    app = run_page(made.path, SEARCH, search="lora-tiny")
+    assert not app.error
+    assert app.query_params["search"] == made.search_id
+    app = run_page(made.path, SEARCH, search=HOSTILE)
+    assert not app.exception
+    assert len(app.error) == 1
+    assert app.query_params["search"] == made.search_id
+
+
 def test_a_metric_that_is_not_kept_is_said(run_page, made) -> None:
     add_search(made, "other", *trial("other", 0), metric="accuracy", mode="max")
     app = run_page(made.path, SEARCH, search="other")
@@ -339,10 +352,10 @@ def test_an_empty_registry_says_what_to_run(run_page, tmp_path) -> None:
 def test_a_read_follows_what_a_running_search_publishes(made, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot that comes after the file's last change is news, too."""
     monkeypatch.setenv(REGISTRY_VARIABLE, str(made.path))
-    before = data._key()
+    before = data.stamp()
     with Registry.open(made.path) as registry:
         registry.snapshot()
-    assert data._key()[1][2] != before[1][2]
+    assert data.stamp() != before
 
 
 def test_the_size_of_a_rank_is_that_of_kept_weights(made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from rankloom_dashboard import formats
 from rankloom_dashboard.charts.samples import Sample
 from rankloom_dashboard.charts.style import plain
+from rankloom_dashboard.leaderboard import is_number
 from rankloom_registry import SearchRecord
 from rankloom_spaces import Choice, Range, SearchSpace, SpaceError, load_space, preset_names
 
@@ -53,7 +54,7 @@ class Axis:
         """Returns where a value lies: a number at itself, a category at its index; None if it has no place."""
         if self.labels:
             return self.places.get(_key(value))
-        return float(value) if _is_number(value) else None
+        return float(value) if is_number(value) else None
 
     def share(self, place: float) -> float:
         """Returns how far along the axis a place lies, from 0 to 1."""
@@ -100,7 +101,7 @@ def axes(search: SearchRecord, samples: Sequence[Sample]) -> list[Axis]:
 def _axis(name: str, values: Sequence[Any], space: SearchSpace | None) -> Axis:
     distinct = list({_key(value): value for value in values}.values())
     parameter = space.parameters.get(name) if space else None
-    if not all(_is_number(value) for value in distinct):
+    if not all(is_number(value) for value in distinct):
         offered = list(parameter.values) if isinstance(parameter, Choice) else []
         return _categories(name, sorted(distinct, key=lambda v: offered.index(v) if v in offered else len(offered)))
     ordered = sorted(distinct)
@@ -145,7 +146,3 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _key(value: Any) -> str:
     return json.dumps(value, default=str, sort_keys=True)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -67,6 +67,10 @@ def test_values_of_several_kinds_are_categories(told) -> None:
     assert found["n"].labels
 
 
+def test_a_number_that_no_float_holds_is_a_category(told) -> None:
+    assert told({"x": 10**400}, {"x": 1})["x"].labels
+
+
 def test_names_that_look_alike_when_cut_stay_apart_and_are_text(told) -> None:
     found = told({"<b>": "x" * 40 + "1"}, {"<b>": "x" * 40 + "2"})
     assert found["<b>"].title == "&lt;b&gt;"
