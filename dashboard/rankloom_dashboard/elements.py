@@ -18,6 +18,7 @@ from rankloom_dashboard import data, formats
 from rankloom_registry import RegistryError, RegistryNotFoundError
 
 OVERVIEW, ADAPTER, COMPARE = "views/overview.py", "views/adapter.py", "views/compare.py"
+SEARCH = "views/search.py"
 MOST_COMPARED = 4
 
 

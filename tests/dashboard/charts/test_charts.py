@@ -11,6 +11,7 @@ from rankloom_dashboard.charts.learning_curves import (
     learning_curves_info,
 )
 from rankloom_dashboard.charts.search_history import draw_search_history, search_history_info
+from rankloom_dashboard.leaderboard import Objective
 from rankloom_registry import Registry, StepMetrics
 
 
@@ -44,9 +45,31 @@ def test_each_role_stands_in_the_legend_once(search) -> None:
     figure = draw_learning_curves(learning_curves_info(*search))
     named = [trace.name for trace in figure.data if trace.showlegend]
     assert sorted(named) == ["best · trial 5", "completed", "prior · trial 0", "stopped early"]
-    stopped = [trace for trace in figure.data if trace.legendgroup == "stopped"]
+    (stopped,) = [trace for trace in figure.data if trace.name == "stopped early"]
     best = figure.data[-1]
-    assert all(trace.line.width < best.line.width for trace in stopped)
+    assert best.name == "best · trial 5"
+    assert stopped.line.width < best.line.width
+
+
+def test_only_the_best_are_taken_and_the_prior_to_hold_them_against(search) -> None:
+    def labels(**chosen) -> set[str]:
+        return {item.label for item in learning_curves_info(*search, **chosen)}
+
+    assert labels(top=2) == {"trial 5", "trial 2", "trial 0"}
+    assert labels(top=2, objective=Objective(lower_is_better=False)) == {"trial 7", "trial 1", "trial 0"}
+    assert labels(stopped=False) == {"trial 0", "trial 2", "trial 4", "trial 5"}
+    assert labels(top=100) == labels() - {"trial 6"}
+    trials, metrics = search
+    stopped_best = [replace(trial, status="stopped") for trial in trials]
+    assert {item.label for item in learning_curves_info(stopped_best, metrics, stopped=False)} == {"trial 0", "trial 5"}
+    assert learning_curves_info([], {}, top=3) == []
+
+
+def test_log_axes_are_drawn_as_such(search) -> None:
+    figure = draw_learning_curves(learning_curves_info(*search), y="train loss", log={"x", "y"})
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
+    assert figure.layout.yaxis.title.text == "train loss"
+    assert draw_learning_curves([]).layout.xaxis.type == "linear"
 
 
 def test_a_curve_of_one_point_can_be_seen(search) -> None:

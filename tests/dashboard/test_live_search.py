@@ -1,0 +1,142 @@
+"""A search is watched in a real browser while it runs, from the snapshots that its process publishes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from rankloom_registry import Registry, SearchEnded, SearchStarted, TrialEnded, TrialReported, TrialStarted
+from rankloom_registry.store.owner import Owner
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
+)
+pytestmark = pytest.mark.browser
+POINTS = """() => document.querySelectorAll('.js-plotly-plot')[0]?.data
+    .flatMap(trace => Array.from(trace.y)).filter(y => y !== null).length ?? 0"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as driver:
+        found = shutil.which("chromium") or driver.chromium.executable_path
+        if not Path(found).exists():
+            pytest.skip("no Chromium here: no search is watched")
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=lambda shape: f"{shape[0]}-{shape[1]}")
+def page(request, chromium) -> Iterator[playwright.Page]:
+    """A page that has asked nobody but this machine, and has nothing to complain of, when the test ends."""
+    scheme, width = request.param
+    context = chromium.new_context(viewport={"width": width, "height": 1600}, color_scheme=scheme)
+    page = context.new_page()
+    asked: set[str] = set()
+    complaints: list[str] = []
+    page.on("request", lambda sent: asked.add(urlsplit(sent.url).hostname or ""))
+    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url).hostname or ""))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" and not probe(said) else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    assert asked - {""} == {"127.0.0.1"}
+    assert complaints == []
+
+
+def probe(said: playwright.ConsoleMessage) -> bool:
+    """Streamlit's own search for its root: below a page it asks there first, and is told that it is not there."""
+    return bool(re.search(r"/search/_stcore/(health|host-config)$", said.location.get("url", "")))
+
+
+@pytest.fixture(scope="module")
+def address(serve, made_once) -> str:
+    _, port = serve(made_once.path)
+    return f"http://127.0.0.1:{port}/search"
+
+
+@pytest.mark.parametrize(
+    ("tab", "charts"), [("Trials", 2), ("Lanes", 3), ("Parameters", 10), ("Pairs", 4), ("Trade-offs", 4)]
+)
+def test_each_tab_is_drawn_and_fits(page, address: str, tab: str, charts: int) -> None:
+    page.goto(f"{address}?tab={tab}&count=Stopped+too&across=adapter+size")
+    playwright.expect(page.locator(".js-plotly-plot")).to_have_count(charts, timeout=60_000)
+    playwright.expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+    playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_what_is_chosen_stands_in_the_address(page, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("radio", name="Top 5").click(timeout=60_000)
+    page.get_by_role("radio", name="Device time").click()
+    page.get_by_role("tab", name="Pairs").click()
+    page.get_by_role("radio", name="At the first evaluation").click()
+    page.wait_for_url(
+        lambda url: all(part in url for part in ("curves=Top", "against=Device", "tab=Pairs", "count=At")),
+        timeout=60_000,
+    )
+    page.reload()
+    for chosen in ("Top 5", "Device time", "At the first evaluation"):
+        playwright.expect(page.get_by_role("radio", name=chosen)).to_be_checked(timeout=60_000)
+
+
+def report(search_id: str, number: int, step: int, loss: float) -> TrialReported:
+    return TrialReported(trial_id=f"{search_id}-{number}", step=step, metrics={"eval_loss": loss, "wall_s": step})
+
+
+def test_a_running_search_is_watched_until_it_ends(page, serve, made) -> None:
+    registry = Registry.open(made.path)
+    known = registry.search(made.search_id)
+    start = SearchStarted(
+        search_id="live",
+        name="live",
+        base_content_root=known.base_content_root,
+        dataset={},
+        config={},
+        metric="eval_loss",
+        mode="min",
+        num_samples=2,
+        seed=0,
+    )
+    begun = [
+        TrialStarted(trial_id=f"live-{n}", search_id="live", number=n, params={"r": 8 * (n + 1)}, lane="lane-0", slot=n)
+        for n in range(2)
+    ]
+    ended = [TrialEnded(trial_id=f"live-{n}", status="completed", metrics={"steps": 20}) for n in range(2)]
+    with Owner(made.path, publish_s=0.2):  # as the driver of a search keeps the file
+        registry.record(start, *begun, report("live", 0, 10, 3.0))
+        _, port = serve(made.path)
+        page.goto(f"http://127.0.0.1:{port}/search?search=live")
+        playwright.expect(page.get_by_text("0 of 2 trials finished")).to_be_visible(timeout=60_000)
+        page.wait_for_function(f"({POINTS})() === 1", timeout=60_000)
+        page.evaluate("window.neverReloaded = true")
+        grid = page.get_by_test_id("stDataFrame")
+
+        def losses(written: str) -> playwright.Locator:
+            # The table is a canvas; what a screen reader is given of it lies inside, out of Playwright's roles.
+            return grid.locator("[role=gridcell]").filter(has_text=re.compile(f"^{re.escape(written)}$"))
+
+        playwright.expect(losses("3")).to_be_attached(timeout=30_000)
+
+        registry.record(report("live", 1, 10, 2.75), report("live", 0, 20, 2.5))
+        page.wait_for_function(f"({POINTS})() === 3", timeout=30_000)
+        playwright.expect(losses("2.75")).to_be_attached(timeout=30_000)
+        playwright.expect(losses("2.5")).to_be_attached(timeout=30_000)
+        playwright.expect(page.get_by_test_id("stMetricValue").get_by_text("2.5000")).to_be_visible()
+
+        registry.record(report("live", 1, 20, 2.25), *ended)
+        playwright.expect(page.get_by_text("2 of 2 trials finished")).to_be_visible(timeout=30_000)
+        registry.record(SearchEnded(search_id="live", status="completed"))
+    playwright.expect(page.get_by_text("trials finished")).to_have_count(0, timeout=30_000)
+    playwright.expect(page.get_by_test_id("stMetricValue").get_by_text("2.2500")).to_be_visible()
+    playwright.expect(page.get_by_text("completed", exact=True).first).to_be_visible()
+    assert page.evaluate(f"({POINTS})()") == 4
+    assert page.evaluate("window.neverReloaded")
+    playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)
