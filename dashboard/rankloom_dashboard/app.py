@@ -38,6 +38,7 @@ def frame() -> None:
 def _pages() -> list[st.Page]:
     return [
         st.Page(elements.OVERVIEW, title="Overview", url_path="overview", default=True),
+        st.Page(elements.SEARCH, title="Searches", url_path="search"),
         st.Page(elements.ADAPTER, title="Adapter", url_path="adapter"),
         st.Page(elements.COMPARE, title="Compare", url_path="compare"),
     ]

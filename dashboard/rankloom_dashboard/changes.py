@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from rankloom import control
 from rankloom_dashboard import access, data
 from rankloom_dashboard.access import Role
 from rankloom_registry import (
@@ -75,6 +76,24 @@ def discard(refs: tuple[str, ...], *, reason: str) -> list[Adapter]:
 def undo_promotion(ref: str, *, why: str) -> tuple[PromotionRecord, AliasMove | None]:
     """Undoes an adapter's last promotion."""
     return undo(_registry(), ref, why=why)
+
+
+@change("editor")
+def stop_trial(search: str, number: int, *, why: str) -> None:
+    """Stops a trial of a search that runs; its adapter is kept."""
+    control.stop_trial(_registry(), search, number, why=why)
+
+
+@change("editor")
+def stop_search(search: str, *, why: str) -> None:
+    """Interrupts a search that runs; it can be resumed."""
+    control.stop_search(_registry(), search, why=why)
+
+
+@change("editor")
+def add_trials(search: str, count: int) -> None:
+    """Lets a search that runs propose so many more trials."""
+    control.add_trials(_registry(), search, count)
 
 
 def _registry() -> Registry:

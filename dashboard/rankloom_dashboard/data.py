@@ -13,6 +13,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from rankloom import control
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
 from rankloom_registry import (
     Adapter,
@@ -26,7 +27,12 @@ from rankloom_registry import (
     StepMetrics,
     Summary,
     TrialRecord,
+    TrialSpan,
 )
+from rankloom_registry.artifacts.place import WEIGHTS
+from rankloom_registry.errors import ArtifactError
+from rankloom_registry.formats.safetensors import read_safetensors_header
+from rankloom_registry.store.snapshots import POINTER, Snapshots
 
 ADAPTERS_SHOWN = 1000
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
@@ -80,6 +86,29 @@ def summary() -> Summary:
     return _summary(*_key())
 
 
+def searches() -> list[SearchRecord]:
+    """Reads all searches, newest first."""
+    return _searches(*_key())
+
+
+def status_now(search: SearchRecord) -> str:
+    """Returns the status of a search; that of one whose process died without a word is `interrupted`."""
+    if search.status != "running":
+        return search.status
+    with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
+        return control.status_now(registry, search)
+
+
+def trial_spans(search_id: str) -> list[TrialSpan]:
+    """Reads which trial of a search held which slot of which lane, and when."""
+    return _trial_spans(*_key(), search_id)
+
+
+def rank_bytes(base_content_root: str) -> dict[str, float]:
+    """Reads how many bytes of weights one rank takes, by target modules, from adapters on a base that are kept here."""
+    return _rank_bytes(*_key(), base_content_root)
+
+
 def search_details(ref: str) -> SearchDetails:
     """Reads one search by id, id prefix or name."""
     return _search_details(*_key(), ref)
@@ -98,7 +127,9 @@ def verify(adapter: Adapter) -> None:
 
 def _key() -> tuple[str, _Stamp]:
     path = registry_path()
-    return str(path), tuple(_stamp(file) for file in (path, path.with_name(f"{path.name}.wal")))
+    # While a search keeps the file its snapshots are read, and one can come later than the last change of the file.
+    pointer = Snapshots(path).folder / POINTER
+    return str(path), tuple(_stamp(file) for file in (path, path.with_name(f"{path.name}.wal"), pointer))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -123,6 +154,40 @@ def _glance(path: str, stamp: _Stamp) -> Glance:
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
 def _summary(path: str, stamp: _Stamp) -> Summary:
     return Registry.open(path, wait_s=WAIT_SECONDS).summary()
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _searches(path: str, stamp: _Stamp) -> list[SearchRecord]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return registry.searches()
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _trial_spans(path: str, stamp: _Stamp, search_id: str) -> list[TrialSpan]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return registry.trial_spans(search_id)
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _rank_bytes(path: str, stamp: _Stamp, base_content_root: str) -> dict[str, float]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        if not isinstance(registry.artifacts.root, Path):
+            return {}  # at a URL: a page must not wait for it
+        literal = base_content_root.replace("'", "''")
+        rows = registry.sql(
+            "SELECT target_modules, arg_min(r, adapter_id) AS r, arg_min(artifact_path, adapter_id) AS folder "
+            f"FROM adapters WHERE base_content_root = '{literal}' AND status = 'available' AND r > 0 "
+            "AND target_modules IS NOT NULL GROUP BY target_modules"
+        )
+        found = {}
+        for row in rows:
+            weights = registry.artifacts.root / row["folder"] / WEIGHTS
+            try:
+                size = weights.stat().st_size - read_safetensors_header(weights).data_start
+                found[row["target_modules"]] = size / row["r"]
+            except (OSError, ArtifactError):
+                continue  # its files are gone, or kept in parts: there may be another group
+        return found
 
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
