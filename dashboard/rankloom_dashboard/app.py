@@ -41,6 +41,7 @@ def _pages() -> list[st.Page]:
         st.Page(elements.SEARCH, title="Searches", url_path="search"),
         st.Page(elements.ADAPTER, title="Adapter", url_path="adapter"),
         st.Page(elements.COMPARE, title="Compare", url_path="compare"),
+        st.Page(elements.PROMOTE, title="Promote", url_path="promote"),
     ]
 
 

@@ -21,3 +21,7 @@ class ForbiddenError(DashboardError, PermissionError):
 
 class LoginError(DashboardError, RuntimeError):
     """People have to log in, and the configuration of that cannot be used: nobody is let in."""
+
+
+class ReasonMissingError(DashboardError, ValueError):
+    """A change that is recorded with its reason was asked for without one."""
