@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from rankloom import control
-from rankloom.promotion.staging import output_folder
+from rankloom.merging import Recipe, Verify
+from rankloom.outputs import MANIFEST, free_output
+from rankloom.promotion import Format
 from rankloom_dashboard import access, data
 from rankloom_dashboard.access import Role
 from rankloom_dashboard.errors import ReasonMissingError
@@ -25,10 +27,6 @@ from rankloom_registry import discard as discard_adapters
 from rankloom_registry import move_alias as move
 from rankloom_registry import remove_alias as remove
 from rankloom_registry import undo_promotion as undo
-
-if TYPE_CHECKING:
-    from rankloom.merging.merge import Recipe
-    from rankloom.promotion.building import Format, Verify
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -110,7 +108,9 @@ def start_promotion(
         RankloomError: There can be no such output.
     """
     why = _reason(why)
-    folder = output_folder(Path(output))
+    folder = Path(output).expanduser().absolute()
+    if not (folder / MANIFEST).is_file():  # one that was made and not recorded is recorded by the same promotion
+        free_output(folder)
     order = {
         "registry": str(data.registry_path()),
         "adapter": _registry().adapter(ref).adapter_id,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rankloom.promotion.labels import label
 from rankloom_dashboard import formats
 
 State = Literal["waiting", "running", "passed", "closed"]
@@ -119,16 +120,6 @@ def _engine(engine: str, verdict: Mapping[str, Any]) -> str:
     return f"{engine} can, from the folder normalised" if verdict.get("needs_normalised") else f"{engine} can"
 
 
-_MODELS = {
-    "adapter": "adapter, as trained",
-    "base": "base alone",
-    "rounding": "adapter, in another precision",
-    "full-precision": "merged into the full-precision base",
-    "as-trained": "merged into the base as it was quantized",
-    "nf4": "merged, then quantized to 4 bits",
-}
-
-
 def comparison_rows(measured: Mapping[str, Mapping[str, Any]], made: str | None) -> list[dict[str, Any]]:
     """Sets the models that a promotion measured side by side, the adapter as trained first.
 
@@ -149,7 +140,7 @@ def comparison_rows(measured: Mapping[str, Mapping[str, Any]], made: str | None)
             rows.append(
                 {
                     "rows": f"{split} ({models.get('rows')})",
-                    "model": _MODELS.get(name, f"converted to {name}") + (" ★" if name == made else ""),
+                    "model": label(name) + (" ★" if name == made else ""),
                     "loss": figures.get("loss"),
                     "loss interval": _interval(figures.get("interval")),
                     "difference": figures.get("delta"),

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from rankloom.errors import DataError, PromotionError
 from rankloom.evaluate import base_of, evaluate_adapter, held_out_rows
-from rankloom.promotion.promote import output_folder
 from rankloom_registry import AdapterNotFoundError, ArtifactError, Registry
 
 
@@ -112,15 +111,3 @@ def test_an_adapter_that_is_not_there_or_has_changed(world: Any, registry: Regis
     with pytest.raises(ArtifactError):
         evaluate_adapter(registry, world.adapters[0])
     assert registry.evaluations(world.adapters[0]) == []
-
-
-def test_an_output_is_never_overwritten(tmp_path: Path) -> None:
-    assert output_folder(tmp_path / "new") == tmp_path / "new"
-    (tmp_path / "empty").mkdir()
-    assert output_folder(tmp_path / "empty") == tmp_path / "empty"
-    (tmp_path / "file").touch()
-    for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(PromotionError, match="exists and is not empty: choose another --output"):
-            output_folder(taken)
-    with pytest.raises(PromotionError, match="does not exist: make it first"):
-        output_folder(tmp_path / "none" / "merged")

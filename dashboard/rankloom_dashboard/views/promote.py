@@ -188,7 +188,11 @@ def _progress(job: Job, adapter: Adapter, *, running: bool) -> None:
         st.rerun()  # the whole page: the registry has changed
     format = job.order["format"]
     stage, done, total = job.progress or ("", 0, 0)
-    gates = gates_info(format, job.told, stage, running=state == "running")
+    gates = (
+        recorded_gates(format, job.result["checks"])
+        if job.result
+        else gates_info(format, job.told, stage, running=state == "running")
+    )
     st.subheader("Gates")
     if state == "running":
         st.progress(min(1.0, done / total) if total else 0.0, text=f"Promoting as {format}; started {_age(job)}")
