@@ -108,7 +108,8 @@ def _words(name: str, figures: Mapping[str, Any]) -> str:
             return f"{elements:,} elements ({how}), off by {error:.2g} units in the last place at most"
         case "drift", {"verdict": str(verdict), "tolerance": int() | float() as tolerance, **rest}:
             surer = "" if rest.get("certain") else "; more held-out rows would make this surer"
-            return f"{_VERDICTS.get(verdict, 'unknown verdict')}, {tolerance:.4f} nats a token{surer}"
+            recipe = f"; recommended recipe: {rest['recommended']}" if rest.get("recommended") else ""
+            return f"{_VERDICTS.get(verdict, 'unknown verdict')} ({tolerance:.4g} nats a token){surer}{recipe}"
         case "serving", {"engines": dict(engines)}:
             return "; ".join(_engine(engine, verdict) for engine, verdict in engines.items())
     return ""

@@ -78,10 +78,10 @@ def _name(adapter: Adapter) -> str:
 
 
 def _job(adapter: Adapter) -> Job | None:
-    """The promotion of this adapter that the address names, or the one that runs."""
+    """The promotion of this adapter that the address names, or the last one."""
     mine = [job for job in board().all("promote") if job.order["adapter"] == adapter.adapter_id]
     named = next((job for job in mine if job.job_id == st.query_params.get("job")), None)
-    return named or next((job for job in mine if job.state == "running"), None)
+    return named or next(iter(mine), None)
 
 
 def _form(adapter: Adapter, *, again: bool) -> None:
