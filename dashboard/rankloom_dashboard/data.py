@@ -25,6 +25,7 @@ from rankloom_registry import (
     Registry,
     SearchRecord,
     StepMetrics,
+    Summary,
     TrialRecord,
     TrialSpan,
 )
@@ -34,6 +35,7 @@ from rankloom_registry.formats.safetensors import read_safetensors_header
 from rankloom_registry.store.snapshots import POINTER, Snapshots
 
 ADAPTERS_SHOWN = 1000
+_OFFERED = 50
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
 _Stamp = tuple[tuple[int, int], ...]
 
@@ -78,6 +80,16 @@ def registry_path() -> Path:
 def glance() -> Glance:
     """Reads what the registry holds."""
     return _glance(*_key())
+
+
+def summary() -> Summary:
+    """Reads how much the registry holds, and the latest of everything."""
+    return _summary(*_key())
+
+
+def newest_available() -> list[Adapter]:
+    """Reads the newest adapters whose files were kept."""
+    return _newest_available(*_key())
 
 
 def searches() -> list[SearchRecord]:
@@ -148,6 +160,16 @@ def _glance(path: str, stamp: _Stamp) -> Glance:
             bases=registry.bases(),
             promotions=registry.promotions(),
         )
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _summary(path: str, stamp: _Stamp) -> Summary:
+    return Registry.open(path, wait_s=WAIT_SECONDS).summary()
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _newest_available(path: str, stamp: _Stamp) -> list[Adapter]:
+    return Registry.open(path, wait_s=WAIT_SECONDS).adapters("status = 'available'", limit=_OFFERED)
 
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)

@@ -21,7 +21,7 @@ from rankloom.models import BaseModel, load_model_config
 from rankloom.outputs import file_sha256, folder_sha256
 from rankloom.promotion import Format
 from rankloom.promotion.drift import MOST_BYTES
-from rankloom.promotion.gates import assert_room, judge_drift, prove_base
+from rankloom.promotion.gates import OnGate, assert_room, gate, judge_drift, prove_base
 from rankloom.promotion.labels import label
 from rankloom.promotion.measuring import GENERAL_LENGTH, GENERAL_ROWS, HELD_OUT, Drifts, Measuring, Tell
 from rankloom_registry import Adapter, Registry
@@ -78,7 +78,9 @@ class Built:
 class Build:
     """One way from an adapter to a model; what an interrupted one left in its folder is used."""
 
-    def __init__(self, registry: Registry, adapter: Adapter, files: Path, order: Order, tell: Tell) -> None:
+    def __init__(
+        self, registry: Registry, adapter: Adapter, files: Path, order: Order, tell: Tell, on_gate: OnGate
+    ) -> None:
         """Prove the base and find the rows to measure on.
 
         Args:
@@ -87,6 +89,7 @@ class Build:
             files: Its files, as `Registry.checkout` gave them.
             order: What to make.
             tell: Called with (stage, done, total).
+            on_gate: As for `promote`.
 
         Raises:
             PromotionError: The base is another one.
@@ -94,8 +97,11 @@ class Build:
             DataError: There are no rows to measure on.
         """
         self._adapter, self._files, self._order, self._tell = adapter, files, order, tell
-        self._base, self._proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
-        refuse_quantized_base(self._base.path)
+        self._on_gate = on_gate
+        with gate("base", on_gate) as figures:
+            self._base, self._proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+            refuse_quantized_base(self._base.path)
+            figures |= self._proof
         self._config = search_settings(registry, adapter)
         self._held_out = held_out_rows(registry, adapter, order.dataset, self._base)
         # Without 4-bit quantization there is no round trip, and the recipes are one.
@@ -114,9 +120,13 @@ class Build:
             MergeError: The adapter cannot be merged into the base.
         """
         order, self._staging = self._order, staging
-        room = assert_room(self._staging, self._bytes_needed())
-        merged, report = self._merge(order.recipe)
-        replayed = self._replay(merged)
+        with gate("disk", self._on_gate) as figures:
+            figures |= (room := assert_room(self._staging, self._bytes_needed()))
+        with gate("finite", self._on_gate) as figures:
+            merged, report = self._merge(order.recipe)
+            figures |= {"modules_merged": report.modules_merged, "tensors_copied": report.tensors_copied}
+        with gate("replay", self._on_gate) as figures:
+            figures |= (replayed := self._replay(merged))
         measuring = Measuring(self._staging, self._files, self._base, self._config, self._held_out, self._tell)
         drifts: dict[str, Drifts] = {order.recipe: measuring.folder(order.recipe, merged)}
         for other in self._recipes[1:]:
@@ -136,14 +146,17 @@ class Build:
             tolerance=order.tolerance,
             alternatives={f"--recipe {name}": drifts[name][HELD_OUT] for name in self._recipes if name != made},
         )
+        drift["recommended"] = _recommended(drifts, drift["tolerance"])
+        measured = _table(measuring, drifts)
+        self._on_gate("drift", drift | {"made": made, "measured": measured})
         checks = {
             "base": self._proof,
             "finite": {"passed": True},
             "disk": room,
             "replay": replayed,
-            "drift": drift | {"recommended": _recommended(drifts, drift["tolerance"])},
+            "drift": drift,
             "made": made,
-            "measured": _table(measuring, drifts),
+            "measured": measured,
             "dataset": {
                 "source": self._held_out.source,
                 "sha256": self._held_out.sha256,

@@ -26,7 +26,7 @@ from rankloom.outputs import MANIFEST, free_output, partial_folder, publish, unf
 from rankloom.promotion import Format
 from rankloom.promotion.building import Build, Built, Order
 from rankloom.promotion.facts import card_of, versions
-from rankloom.promotion.gates import prove_base
+from rankloom.promotion.gates import OnGate, gate, prove_base
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
 from rankloom_registry.files import write_atomically
 from rankloom_registry.signing import SIGNATURE, Signer
@@ -84,6 +84,7 @@ def promote(
     signer: Signer | None = None,
     push_to_hub: str | None = None,
     on_progress: OnProgress | None = None,
+    on_gate: OnGate | None = None,
 ) -> Promotion:
     """Merge, check, measure, export and record an adapter.
 
@@ -111,6 +112,8 @@ def promote(
         signer: Who signs the folder, and the adapter's own files in the registry; by default nobody.
         push_to_hub: A repository on the hub to upload the folder to, once it is recorded.
         on_progress: Called with (stage, done, total): bytes of what is merged, rows of what is measured.
+        on_gate: Called with (name, figures) of each gate, in their order, once it is passed or closed: 'base', 'disk',
+            'finite', 'replay' and 'drift', or for the format 'adapter' 'base' and 'serving'; `passed` is a figure.
 
     Returns:
         What was made.
@@ -152,11 +155,11 @@ def promote(
     manifest = _unrecorded(registry, adapter, output, call)
     if manifest is None:
         free_output(output)
-        tell = on_progress or (lambda stage, done, total: None)
+        tell, told = on_progress or (lambda stage, done, total: None), on_gate or (lambda name, figures: None)
         make = (
-            partial(_adapter_alone, registry, adapter, files, order, tell)
+            partial(_adapter_alone, registry, adapter, files, order, tell, told)
             if format == "adapter"
-            else Build(registry, adapter, files, order, tell).run
+            else Build(registry, adapter, files, order, tell, told).run
         )
         with unfinished(output, _sha256(plan)) as staging:
             built = make(staging)
@@ -234,7 +237,7 @@ def _unrecorded(registry: Registry, adapter: Adapter, output: Path, call: str) -
 
 
 def _adapter_alone(
-    registry: Registry, adapter: Adapter, files: Path, order: Order, tell: OnProgress, staging: Path
+    registry: Registry, adapter: Adapter, files: Path, order: Order, tell: OnProgress, on_gate: OnGate, staging: Path
 ) -> Built:
     """Copy the PEFT folder; its address in the registry is what stands for its content."""
     base = registry.base(adapter.base_content_root)
@@ -244,13 +247,18 @@ def _adapter_alone(
     shutil.rmtree(model, ignore_errors=True)  # of an interrupted run
     export_adapter(files, model, base_name=split_identity(base.identity)[0])
     if order.gguf_type is not None:  # llama.cpp's names for the modules are those of the base
-        model_base, checks["base"] = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+        with gate("base", on_gate) as figures:
+            model_base, proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+            figures |= proof
+        checks["base"] = proof
         export_gguf_lora(files, model_base.path, model / f"{adapter.name}-{order.gguf_type}.gguf", type=order.gguf_type)
+    plain = json.loads(json.dumps(checks))
+    on_gate("serving", {"passed": True, "engines": plain["serving"]})
     return Built(
         model=model,
         base=model_base,
         sha256=adapter.artifact_sha256,
-        checks=json.loads(json.dumps(checks)),
+        checks=plain,
         refusal=None,
     )
 

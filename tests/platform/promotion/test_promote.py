@@ -42,6 +42,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_path: Path) -> None:
     stages: list[tuple[str, int, int]] = []
+    gates: list[tuple[str, dict[str, Any]]] = []
     made = promote(
         registry,
         world.adapters[0],
@@ -49,6 +50,7 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
         alias="champion",
         reason="best",
         on_progress=lambda *at: stages.append(at),
+        on_gate=lambda *gate: gates.append(gate),
     )
     adapter = registry.adapter("negation@champion")
     assert adapter.adapter_id == world.adapters[0] == made.adapter_id
@@ -68,6 +70,10 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
     ]
     assert list(checks)[:5] == ["base", "finite", "disk", "replay", "drift"]
     assert all(checks[gate]["passed"] for gate in list(checks)[:5])
+    assert [name for name, _ in gates] == ["base", "disk", "finite", "replay", "drift"]
+    for name, figures in gates:  # what is told is what is recorded
+        assert json.loads(json.dumps(figures)).items() >= checks[name].items()
+    assert json.loads(json.dumps(gates[-1][1]["measured"])) == checks["measured"]
     for split in splits:
         models = checks["measured"][split]
         assert set(models) == {"rows", "adapter", "base", "rounding", "full-precision", "as-trained"}
@@ -153,8 +159,17 @@ def test_another_base_is_refused_before_anything_is_written(world: Any, registry
     weights = load_file(wrong / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     save_file(weights, wrong / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PromotionError, match="belongs to the base with content root"):
-        promote(registry, world.adapters[0], tmp_path / "merged", base=str(wrong), alias="champion")
+    gates: list[tuple[str, dict[str, Any]]] = []
+    with pytest.raises(PromotionError, match="belongs to the base with content root") as caught:
+        promote(
+            registry,
+            world.adapters[0],
+            tmp_path / "merged",
+            base=str(wrong),
+            alias="champion",
+            on_gate=lambda *gate: gates.append(gate),
+        )
+    assert gates == [("base", {"passed": False, "problem": str(caught.value)})]
     assert names(tmp_path) == {"world", "wrong"}
     assert registry.aliases() == registry.promotions() == []
 
