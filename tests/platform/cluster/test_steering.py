@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -206,6 +207,19 @@ def test_no_search_becomes_larger_than_one_may_be(steering: Callable[..., Steeri
     assert "a search has at most 100000 trials, this one has 99990: add fewer than 11" in answer["refusal"]
     assert answered(steers, tmp_path, kind="add_trials", count=10) == {"refusal": "", "num_samples": 100_000}
     assert open_run(tmp_path, tmp_path).search_config().num_samples == 100_000
+
+
+def test_what_cannot_be_written_down_is_not_added(
+    steering: Callable[..., Steering], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: Run, num_samples: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    room = Room(4)
+    steers = steering(room)
+    monkeypatch.setattr(Run, "extend", full)
+    answer = answered(steers, tmp_path, kind="add_trials", count=1)
+    assert "No space left on device" in answer["refusal"] and room.total == 4
 
 
 def test_a_trial_that_is_not_there_is_not_stopped(steering: Callable[..., Steering], tmp_path: Path) -> None:
