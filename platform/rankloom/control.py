@@ -88,6 +88,10 @@ def status_now(registry: Registry, search: SearchRecord) -> str:
 def run_of(registry: Registry, search: SearchRecord) -> Run:
     """Return the run of a search.
 
+    Args:
+        registry: The search's registry.
+        search: As the registry returned it.
+
     Raises:
         SearchError: Its run folder is not on this machine any more.
     """
