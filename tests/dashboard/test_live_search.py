@@ -62,7 +62,7 @@ def address(serve, made_once) -> str:
 
 
 @pytest.mark.parametrize(
-    ("tab", "charts"), [("Trials", 2), ("Lanes", 3), ("Parameters", 10), ("Pairs", 4), ("Trade-offs", 4)]
+    ("tab", "charts"), [("Trials", 2), ("Lanes", 3), ("Parameters", 11), ("Pairs", 4), ("Trade-offs", 4)]
 )
 def test_each_tab_is_drawn_and_fits(page, address: str, tab: str, charts: int) -> None:
     page.goto(f"{address}?tab={tab}&count=Stopped+too&across=adapter+size")
