@@ -62,6 +62,7 @@ def test_parallel_lines_cross_every_upright_and_the_best_come_last(made) -> None
         assert all(len(item.values) == 5 for item in info.dimensions)
         assert info.costs == tuple(sorted(info.costs, reverse=True))
         assert info.dimensions[-1].values[-1] == objective.best(sample.value for sample in found)
+        assert list(draw_parallel_coordinates(info).data[0].line.color) == [0, 1, 2, 3, 4]  # the best on top
         rate = info.dimensions[0]
         assert rate.low <= min(rate.values) <= max(rate.values) <= rate.high < -1  # powers of ten
         assert list(draw_parallel_coordinates(info).data[0].dimensions[3].values) == list(info.dimensions[3].values)

@@ -51,7 +51,9 @@ def _parallel(found: Sequence[Sample], told: Sequence[Axis], objective: Objectiv
         key="parallel-coordinates",
         alt=f"{len(info.costs)} trials as lines across {len(told)} parameters and {objective.name}",
     )
-    st.caption("Violet is best, red is worst. Drag along an upright to keep only the lines through that stretch.")
+    st.caption(
+        "Coloured by rank: violet is best, red is worst. Drag along an upright to keep only the lines through that stretch."
+    )
 
 
 def _importance(found: Sequence[Sample], told: Sequence[Axis], objective: Objective) -> None:
