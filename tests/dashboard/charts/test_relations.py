@@ -113,6 +113,17 @@ def test_the_contour_fills_the_plane_and_never_exceeds_the_trials(made) -> None:
     assert contour_info(pair_info([], rate, dropout, EVAL_LOSS)).field == ()
 
 
+@pytest.mark.parametrize(("objective", "sign"), [(EVAL_LOSS, 1), (MOST, -1)])
+def test_one_bad_trial_does_not_take_all_colours(made, objective: Objective, sign: float) -> None:
+    found, (rate, r, _) = made()
+    found = [Sample(trial=item.trial, value=sign * (2 + item.trial.number / 100)) for item in found]
+    found[3] = Sample(trial=found[3].trial, value=sign * 1000.0)
+    drawn = draw_contour(contour_info(pair_info(found, rate, r, objective)), objective).data[0]
+    assert sorted((abs(drawn.zmin), abs(drawn.zmax))) == pytest.approx([2, 2.3], abs=0.2)
+    same = [Sample(trial=item.trial, value=2.0) for item in found]
+    assert draw_contour(contour_info(pair_info(same, rate, r, objective)), objective).data[0].zmin is None
+
+
 def test_the_contour_is_open_where_no_trial_is_near(trial, search) -> None:
     corners = [(0.0, 0.0), (0.1, 0.1), (10.0, 10.0)]
     found = [Sample(trial=trial(n, params={"a": a, "b": b}), value=float(n)) for n, (a, b) in enumerate(corners)]

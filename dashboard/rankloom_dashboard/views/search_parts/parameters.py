@@ -52,7 +52,8 @@ def _parallel(found: Sequence[Sample], told: Sequence[Axis], objective: Objectiv
         alt=f"{len(info.costs)} trials as lines across {len(told)} parameters and {objective.name}",
     )
     st.caption(
-        "Coloured by rank: violet is best, red is worst. Drag along an upright to keep only the lines through that stretch."
+        "Coloured by rank: violet is best, red is worst. "
+        "Drag along an upright to keep only the lines through that stretch."
     )
 
 
