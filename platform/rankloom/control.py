@@ -66,11 +66,11 @@ def add_trials(registry: Registry, search: str, count: int, *, why: str = "") ->
     return int(answer["num_samples"])
 
 
-def status_now(registry: Path, search: SearchRecord) -> str:
+def status_now(registry: Registry, search: SearchRecord) -> str:
     """Return a search's status; that of one whose process died without a word is 'interrupted'.
 
     Args:
-        registry: The resolved path of the search's registry file.
+        registry: The search's registry.
         search: As the registry returned it: 'running' from its start until its driver records its end.
 
     Returns:
@@ -85,17 +85,17 @@ def status_now(registry: Path, search: SearchRecord) -> str:
         return search.status
 
 
-def run_of(registry: Path, search: SearchRecord) -> Run:
+def run_of(registry: Registry, search: SearchRecord) -> Run:
     """Return the run of a search.
 
     Args:
-        registry: The resolved path of the search's registry file.
+        registry: The search's registry.
         search: As the registry returned it.
 
     Raises:
         SearchError: Its run folder is not on this machine any more.
     """
-    beside = registry.with_suffix(".runs")
+    beside = registry.path.with_suffix(".runs")
     for storage in (beside, Path(search.config.get("storage_path") or beside)):
         try:
             run = open_run(storage / search.name, storage)
@@ -111,7 +111,7 @@ def run_of(registry: Path, search: SearchRecord) -> Run:
 def _ask(registry: Registry, search: str, request: Request) -> dict[str, Any]:
     found = registry.search(search)
     try:
-        run = run_of(registry.path, found)
+        run = run_of(registry, found)
     except SearchError:
         if found.status == "running":
             raise

@@ -147,7 +147,7 @@ def test_nonsense_is_refused_before_anybody_is_asked(registry: Registry) -> None
 
 def test_a_run_folder_is_found_where_the_search_was_told_to_put_it(registry: Registry, tmp_path: Path) -> None:
     run = began(registry, storage=tmp_path / "elsewhere")
-    assert control.run_of(registry.path, registry.search("one")) == run
+    assert control.run_of(registry, registry.search("one")) == run
 
 
 def test_a_run_folder_moves_with_its_registry(registry: Registry, tmp_path: Path) -> None:
@@ -156,19 +156,19 @@ def test_a_run_folder_moves_with_its_registry(registry: Registry, tmp_path: Path
         (tmp_path / "new").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "new" / name)
     moved = Registry.open(tmp_path / "new" / "registry.duckdb")
-    assert control.run_of(moved.path, moved.search("one")).folder == tmp_path / "new" / "registry.runs" / "one"
+    assert control.run_of(moved, moved.search("one")).folder == tmp_path / "new" / "registry.runs" / "one"
 
 
 def test_a_folder_of_the_same_name_is_not_taken_for_it(registry: Registry, tmp_path: Path) -> None:
     began(registry)
     began(registry, "s2", folder=tmp_path / "backup" / "one")
     with pytest.raises(SearchError, match="the run folder of the search 'one' is not on this machine"):
-        control.run_of(registry.path, registry.search("s2"))
+        control.run_of(registry, registry.search("s2"))
 
 
 def test_the_status_of_a_search_whose_driver_was_killed(registry: Registry, tmp_path: Path) -> None:
     def status() -> str:
-        return control.status_now(registry.path, registry.search("s1"))
+        return control.status_now(registry, registry.search("s1"))
 
     run = began(registry)
     assert (registry.search("s1").status, status()) == ("running", "interrupted")

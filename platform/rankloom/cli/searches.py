@@ -258,7 +258,7 @@ def _as_it_is(registry: Registry, search: SearchRecord) -> SearchRecord:
 
     from rankloom.control import status_now
 
-    return replace(search, status=status_now(registry.path, search))
+    return replace(search, status=status_now(registry, search))
 
 
 @spaces.command("list")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rankloom.cluster.job import StoppedOnRequest
 from rankloom.mailbox import Mailbox, Request
 from rankloom.runs import Run
+from rankloom.search import Search
+from rankloom.watch import Watcher
 from rankloom_registry import Registry, SearchResumed
 
 Rankloom = Callable[..., Any]
@@ -103,3 +107,21 @@ def test_a_search_whose_driver_is_gone_is_shown_as_interrupted(rankloom: Rankloo
 def test_a_search_with_a_driver_is_shown_as_running(rankloom: Rankloom, world: Any, heard: list[Request]) -> None:
     flags = ("--registry", world.registry)
     assert rankloom("searches", "list", "--json", *flags).json[0]["status"] == "running"
+
+
+def test_a_search_that_somebody_stopped_says_who_and_how_to_go_on(
+    rankloom: Rankloom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(search: Search, watch: Watcher, *, verbose: bool) -> None:
+        watch.begin("negation", search.config, search.config.training)
+        raise StoppedOnRequest(Request(kind="stop_search", who="ann", why="lunch [1]"))
+
+    monkeypatch.setattr(Search, "run", run)
+    (tmp_path / "search.yaml").write_text("{model_name_or_path: base, dataset: rows.jsonl}")
+    done = rankloom("search", "search.yaml")
+    assert (done.code, done.out) == (130, "")
+    assert done.err.splitlines()[-3:] == [
+        "stopped by ann: lunch [1]",
+        "finished trials are in the registry; go on with the same command and --resume",
+        "interrupted",
+    ]

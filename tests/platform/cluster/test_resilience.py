@@ -144,7 +144,7 @@ def test_a_killed_driver_is_resumed_without_training_anything_twice(outside: Out
     ended = {event.trial_id for event in outside.logged() if isinstance(event, TrialEnded)}
     assert {trial_id.rsplit("-", 1)[1] for trial_id in ended} == {"0", "1"}
     search = outside.registry.search("negation")
-    assert (search.status, status_now(outside.registry.path, search)) == ("running", "interrupted")
+    assert (search.status, status_now(outside.registry, search)) == ("running", "interrupted")
 
     outside.resume()
     assert_complete(outside, interrupted=2)

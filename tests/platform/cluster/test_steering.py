@@ -136,12 +136,13 @@ def test_a_search_is_steered_from_another_process(tmp_path: Path, tiny_model: Pa
 
     run = open_run("steered", path.with_suffix(".runs"))
     assert not run.requests.exists() and not run.is_running()
+    run.extend(5)  # as a driver leaves it that is killed before it tells the registry
     again = Onlooker(path, (reported(1), ("stop", "--trial", "1")))
     result = Search.resume("steered", registry=path).run(again)
-    assert again.num_samples == 4
+    assert again.num_samples == registry.search("steered").num_samples == 5
     assert again.answers == [ids | {"trial": 1}]
-    assert [trial.status for trial in result.trials] == ["stopped", "stopped", "completed", "completed"]
-    assert [trial.metrics["steps"] for trial in result.trials[2:]] == [8, 8]
+    assert [trial.status for trial in result.trials] == ["stopped", "stopped", *["completed"] * 3]
+    assert [trial.metrics["steps"] for trial in result.trials[2:]] == [8, 8, 8]
     assert all(trial.adapter_id for trial in result.trials)
     spans = registry.trial_spans("steered")
     assert [(span.number, span.attempt, span.lane, span.slot, span.status) for span in spans] == [
@@ -150,6 +151,7 @@ def test_a_search_is_steered_from_another_process(tmp_path: Path, tiny_model: Pa
         (1, 2, "lane-0", 0, "stopped"),
         (2, 1, "lane-0", 0, "completed"),
         (3, 1, "lane-0", 0, "completed"),
+        (4, 1, "lane-0", 0, "completed"),
     ]
     assert all(one.ended_at is not None and one.ended_at <= other.started_at for one, other in pairwise(spans))
     with pytest.raises(SearchError, match="'steered' does not run now"):
