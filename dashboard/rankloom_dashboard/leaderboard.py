@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 from rankloom.config import rungs
 from rankloom_dashboard import formats
@@ -41,7 +41,7 @@ def usable_loss(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Returns whether a value is a number that can be drawn; JSON knows some that no float can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
@@ -182,11 +182,7 @@ def leaderboard_rows(
     """
     prior = prior_loss(trials, objective)
     names = {name for trial in trials for name in trial.params}
-    numeric = {
-        name
-        for name in names
-        if all(is_number(value) for trial in trials if (value := trial.params.get(name)) is not None)
-    }
+    numeric = {name for name in names if all(_fits_a_column(trial.params.get(name)) for trial in trials)}
     return [
         {
             **{name: value if name in numeric else _cell(value) for name, value in trial.params.items()},
@@ -208,6 +204,11 @@ def leaderboard_rows(
         }
         for place, trial in enumerate(rank(trials, objective), start=1)
     ]
+
+
+def _fits_a_column(value: object) -> bool:
+    """Returns whether a column of numbers can hold a value: a browser knows whole numbers up to 2^53 only."""
+    return value is None or (is_number(value) and (isinstance(value, float) or abs(value) <= 2**53))
 
 
 def _cell(value: object) -> str:

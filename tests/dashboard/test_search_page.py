@@ -327,7 +327,12 @@ def test_what_others_wrote_is_never_read_as_markdown(run_page, made, tab: str) -
     events = [
         event
         for number in range(4)
-        for event in trial("evil", number, loss=2.0 + number, **{HOSTILE: f"{HOSTILE}{number}", "r": 4 * (number + 1)})
+        for event in trial(
+            "evil",
+            number,
+            loss=2.0 + number,
+            **{HOSTILE: f"{HOSTILE}{number}", "r": 4 * (number + 1), "big": 10**100 + number},
+        )
     ]
     started = TrialStarted(trial_id="evil-9", search_id="evil", number=9, params={}, lane=HOSTILE)
     add_search(made, "evil", *events, started, metric=HOSTILE)

@@ -110,7 +110,7 @@ def draw_learning_curves(curves: Sequence[Curve], *, y: str = "eval loss", log: 
         log: The axes that are logarithmic.
     """
     figure = go.Figure()
-    faint = 0.65 if len(curves) <= _MANY else 0.3
+    faint = 0.65 if len(curves) <= _MANY else 0.4
     for role in _QUIET:
         mine = [item for item in curves if (item.role or "completed") == role]
         if not mine:

@@ -116,6 +116,7 @@ def draw_contour(info: ContourInfo, objective: Objective) -> go.Figure:
             z=info.field,
             colorscale=COST_SCALE,
             reversescale=not objective.lower_is_better,
+            **_color_range(pair.values, objective),
             colorbar={"title": {"text": objective.name, "side": "right"}, "thickness": 10},
             opacity=0.85,
             hoverinfo="skip",
@@ -124,6 +125,16 @@ def draw_contour(info: ContourInfo, objective: Objective) -> go.Figure:
     )
     figure.add_trace(_points(pair, objective, {"color": "#111827", "size": 7}))
     return _lay_out(figure, pair)
+
+
+def _color_range(values: Sequence[float], objective: Objective) -> dict[str, float]:
+    """Ends the colours where outliers begin, by Tukey's rule: one bad trial would leave all others the same colour."""
+    costs = np.array([objective.cost(value) for value in values])
+    if not costs.size:
+        return {}
+    lower, upper = np.quantile(costs, (0.25, 0.75))
+    ends = objective.cost(float(costs.min())), objective.cost(float(min(costs.max(), upper + 1.5 * (upper - lower))))
+    return {"zmin": min(ends), "zmax": max(ends)} if ends[0] != ends[1] else {}
 
 
 def draw_rank(pair: PairInfo, objective: Objective) -> go.Figure:

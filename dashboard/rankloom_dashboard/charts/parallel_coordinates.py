@@ -103,8 +103,7 @@ def draw_parallel_coordinates(info: ParallelCoordinatesInfo) -> go.Figure:
                 }
                 for item in info.dimensions
             ],
-            # Of lines that cross, Plotly draws those of the higher colour on top.
-            line={"color": [-cost for cost in info.costs], "colorscale": COST_SCALE, "reversescale": True},
+            line={"color": _colors(info.costs), "colorscale": COST_SCALE, "reversescale": True},
             labelangle=-18,
             labelside="bottom",
             labelfont={"size": 12},
@@ -114,6 +113,15 @@ def draw_parallel_coordinates(info: ParallelCoordinatesInfo) -> go.Figure:
     )
     figure.update_layout(height=380, margin={"l": 48, "r": 48, "t": 24, "b": 64}, uirevision="kept")
     return figure
+
+
+def _colors(costs: Sequence[float]) -> list[int]:
+    """Colours by rank, as one bad trial would leave all others the same colour; the best highest.
+
+    Of lines that cross, Plotly draws those of the higher colour on top.
+    """
+    places = {cost: place for place, cost in enumerate(sorted(set(costs), reverse=True))}
+    return [places[cost] for cost in costs]
 
 
 def _range(low: float, high: float) -> list[float]:

@@ -188,7 +188,7 @@ def draw_pareto(info: ParetoInfo, objective: Objective, *, log: frozenset[Scale]
         for side, what in (("x", info.x), ("y", info.y))
     )
     for name, wanted, color, symbol in (
-        ("beaten in both", False, ROLE_COLORS["stopped"], "circle-open"),
+        ("beaten", False, ROLE_COLORS["stopped"], "circle-open"),
         ("not beaten", True, ROLE_COLORS["best"], "circle"),
     ):
         mine = [index for index, trade in enumerate(info.trades) if trade.best == wanted]

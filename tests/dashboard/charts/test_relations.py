@@ -62,6 +62,7 @@ def test_parallel_lines_cross_every_upright_and_the_best_come_last(made) -> None
         assert all(len(item.values) == 5 for item in info.dimensions)
         assert info.costs == tuple(sorted(info.costs, reverse=True))
         assert info.dimensions[-1].values[-1] == objective.best(sample.value for sample in found)
+        assert list(draw_parallel_coordinates(info).data[0].line.color) == [0, 1, 2, 3, 4]  # the best on top
         rate = info.dimensions[0]
         assert rate.low <= min(rate.values) <= max(rate.values) <= rate.high < -1  # powers of ten
         assert list(draw_parallel_coordinates(info).data[0].dimensions[3].values) == list(info.dimensions[3].values)
@@ -110,6 +111,17 @@ def test_the_contour_fills_the_plane_and_never_exceeds_the_trials(made) -> None:
     assert min(pair.values) <= min(known) <= max(known) <= max(pair.values)
     assert draw_contour(info, EVAL_LOSS).data[0].type == "contour"
     assert contour_info(pair_info([], rate, dropout, EVAL_LOSS)).field == ()
+
+
+@pytest.mark.parametrize(("objective", "sign"), [(EVAL_LOSS, 1), (MOST, -1)])
+def test_one_bad_trial_does_not_take_all_colours(made, objective: Objective, sign: float) -> None:
+    found, (rate, r, _) = made()
+    found = [Sample(trial=item.trial, value=sign * (2 + item.trial.number / 100)) for item in found]
+    found[3] = Sample(trial=found[3].trial, value=sign * 1000.0)
+    drawn = draw_contour(contour_info(pair_info(found, rate, r, objective)), objective).data[0]
+    assert sorted((abs(drawn.zmin), abs(drawn.zmax))) == pytest.approx([2, 2.3], abs=0.2)
+    same = [Sample(trial=item.trial, value=2.0) for item in found]
+    assert draw_contour(contour_info(pair_info(same, rate, r, objective)), objective).data[0].zmin is None
 
 
 def test_the_contour_is_open_where_no_trial_is_near(trial, search) -> None:

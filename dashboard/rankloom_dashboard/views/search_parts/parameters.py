@@ -51,7 +51,10 @@ def _parallel(found: Sequence[Sample], told: Sequence[Axis], objective: Objectiv
         key="parallel-coordinates",
         alt=f"{len(info.costs)} trials as lines across {len(told)} parameters and {objective.name}",
     )
-    st.caption("Violet is best, red is worst. Drag along an upright to keep only the lines through that stretch.")
+    st.caption(
+        "Coloured by rank: violet is best, red is worst. "
+        "Drag along an upright to keep only the lines through that stretch."
+    )
 
 
 def _importance(found: Sequence[Sample], told: Sequence[Axis], objective: Objective) -> None:
@@ -94,11 +97,10 @@ def show_pairs(view: View) -> None:
     if len(told) < 2:
         st.info("These trials differ in one parameter only; see Parameters.")
         return
+    with st.grid(2, min_column_width=150):
+        x = told[st.selectbox("Across", list(told), key="x", bind="query-params")]
+        y = told[st.selectbox("Upwards", [name for name in told if name != x.name], key="y", bind="query-params")]
     left, right = st.columns(2, gap="medium")
-    names = list(told)
-    x = told[left.selectbox("Across", names, key="x", bind="query-params")]
-    others = [name for name in names if name != x.name]
-    y = told[right.selectbox("Upwards", others, key="y", bind="query-params")]
     info = pairs.pair_info(found, x, y, view.objective)
     with left:
         st.subheader("Contour")

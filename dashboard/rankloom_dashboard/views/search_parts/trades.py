@@ -36,7 +36,7 @@ def show(view: View) -> None:
 
 
 def _choose() -> tuple[pareto.Cost, pareto.Cost, frozenset[Scale]]:
-    with st.grid(3, min_column_width=180):
+    with st.grid(3, min_column_width=150):
         x = st.selectbox("Across", pareto.COSTS, index=2, key="across", bind="query-params")
         y = st.selectbox("Upwards", [cost for cost in pareto.COSTS if cost != x], key="upwards", bind="query-params")
         logs = st.pills("Scales", list(_LOGS), selection_mode="multi", key="log-trade", bind="query-params")
