@@ -1,4 +1,4 @@
-"""The entry that Streamlit runs: the frame around the three pages.
+"""The entry that Streamlit runs: the frame around the pages.
 
 Streamlit puts this folder at the head of `sys.path`, so no module in it may bear the name of a standard-library one.
 """
@@ -18,6 +18,7 @@ st.logo(str(_IMAGES / "wordmark.png"), size="medium", icon_image=str(_IMAGES / "
 page = st.navigation(
     [
         st.Page(elements.OVERVIEW, title="Leaderboard", url_path="leaderboard", default=True),
+        st.Page(elements.ADAPTERS, title="Adapters", url_path="adapters"),
         st.Page(elements.ADAPTER, title="Adapter", url_path="adapter"),
         st.Page(elements.COMPARE, title="Compare", url_path="compare"),
     ],

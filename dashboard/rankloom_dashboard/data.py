@@ -7,19 +7,25 @@ holds it would drop DuckDB's lock without a word.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
+from rankloom.export_config import as_python, as_yaml
+from rankloom_dashboard.filters import AMONG
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
 from rankloom_registry import (
     Adapter,
+    AdapterNotFoundError,
     BaseNotFoundError,
     BaseRecord,
     EvaluationRecord,
     EventRecord,
+    Lineage,
     PromotionRecord,
     Registry,
     SearchRecord,
@@ -28,6 +34,7 @@ from rankloom_registry import (
 )
 
 ADAPTERS_SHOWN = 1000
+NEWEST = 200  # adapters that a page offers to choose from; any other can be typed
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
 _Stamp = tuple[tuple[int, int], ...]
 
@@ -53,7 +60,7 @@ class SearchDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterDetails:
-    """One adapter with all that was recorded about it."""
+    """One adapter with all that was recorded about it; `prior` is trial 0 of its search."""
 
     adapter: Adapter
     base: BaseRecord | None
@@ -62,6 +69,15 @@ class AdapterDetails:
     evaluations: list[EvaluationRecord]
     promotions: list[PromotionRecord]
     events: list[EventRecord]
+    lineage: Lineage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facets:
+    """What adapters can be filtered by: the values of some columns, and the tags, the most frequent first."""
+
+    values: dict[str, tuple[str, ...]]
+    tags: tuple[str, ...]
 
 
 def registry_path() -> Path:
@@ -82,6 +98,50 @@ def search_details(ref: str) -> SearchDetails:
 def adapter_details(ref: str) -> AdapterDetails:
     """Reads one adapter by id, id prefix, name or name@alias."""
     return _adapter_details(*_key(), ref)
+
+
+def adapter_counts(where: str = "", *, tag: str | None = None) -> tuple[int, int]:
+    """Reads how many adapters pass a filter, as for `adapters_page`, and how many there are."""
+    return _adapter_counts(*_key(), where.strip() or None, tag or None)
+
+
+def adapters_page(
+    where: str = "", *, tag: str | None = None, order_by: str = "", limit: int = NEWEST, offset: int = 0
+) -> list[Adapter]:
+    """Reads one page of the adapters that pass a filter.
+
+    Args:
+        where: As for `Registry.adapters`; empty for all.
+        tag: Only those that have it.
+        order_by: As for `Registry.adapters`; empty for the newest first.
+        limit: The most adapters on a page.
+        offset: How many stand on the pages before it.
+
+    Raises:
+        QueryError: The filter or the ordering breaks its rule.
+    """
+    return _adapters_page(*_key(), where.strip() or None, tag or None, order_by.strip() or None, limit, offset)
+
+
+def adapters_named(refs: Sequence[str]) -> tuple[list[Adapter], list[str]]:
+    """Reads the adapters that references mean, each once, and says of the other references why they mean none."""
+    return _adapters_named(*_key(), tuple(refs))
+
+
+def facets() -> Facets:
+    """Reads what adapters can be filtered by."""
+    return _facets(*_key())
+
+
+def configuration(adapter: Adapter, form: Literal["yaml", "python"]) -> str:
+    """Writes an adapter's configuration as `rankloom adapters export-config` does.
+
+    Raises:
+        RankloomError: It cannot be written in that form.
+        SpaceError: No search space can hold it.
+        ArtifactError: Its files are gone or changed.
+    """
+    return _configuration(*_key(), adapter.adapter_id, form)
 
 
 def verify(adapter: Adapter) -> None:
@@ -137,19 +197,69 @@ def _metrics_of(registry: Registry, search_id: str) -> dict[str, list[StepMetric
 
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)
 def _adapter_details(path: str, stamp: _Stamp, ref: str) -> AdapterDetails:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        adapter = registry.adapter(ref)
-        trials = registry.trials(adapter.search_id) if adapter.search_id else []
+    with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
+        adapter = reader.adapter(ref)
+        trials = reader.trials(adapter.search_id) if adapter.search_id else []
         try:
-            base = registry.base(adapter.base_content_root)
+            lineage = reader.lineage(adapter.adapter_id)
         except BaseNotFoundError:
-            base = None  # an imported adapter may name a base that this registry has not seen
+            lineage = None  # an imported adapter may name a base that this registry has not seen
         return AdapterDetails(
             adapter=adapter,
-            base=base,
+            base=lineage.base if lineage else None,
             prior=next((trial for trial in trials if trial.number == 0), None),
-            metrics=registry.step_metrics(adapter.trial_id) if adapter.trial_id else [],
-            evaluations=registry.evaluations(adapter.adapter_id),
-            promotions=registry.promotions(adapter.adapter_id),
-            events=registry.events(adapter.adapter_id),
+            metrics=reader.step_metrics(adapter.trial_id) if adapter.trial_id else [],
+            evaluations=reader.evaluations(adapter.adapter_id),
+            promotions=reader.promotions(adapter.adapter_id),
+            events=reader.events(adapter.adapter_id),
+            lineage=lineage,
         )
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _adapter_counts(path: str, stamp: _Stamp, where: str | None, tag: str | None) -> tuple[int, int]:
+    with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
+        return reader.count_adapters(where, tag=tag), reader.count_adapters()
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _adapters_page(
+    path: str, stamp: _Stamp, where: str | None, tag: str | None, order_by: str | None, limit: int, offset: int
+) -> list[Adapter]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return registry.adapters(where, order_by, limit, tag=tag, offset=offset)
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _adapters_named(path: str, stamp: _Stamp, refs: tuple[str, ...]) -> tuple[list[Adapter], list[str]]:
+    found: dict[str, Adapter] = {}
+    unknown: list[str] = []
+    with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
+        for ref in refs:
+            try:
+                adapter = reader.adapter(ref)
+            except AdapterNotFoundError as error:
+                unknown.append(str(error))
+            else:
+                found[adapter.adapter_id] = adapter
+    return list(found.values()), unknown
+
+
+@st.cache_data(ttl=60, max_entries=4, show_spinner=False)
+def _facets(path: str, stamp: _Stamp) -> Facets:
+    each = [f"SELECT '{column}' AS kind, {column} AS value FROM adapters" for column in AMONG]
+    every = " UNION ALL ".join([*each, "SELECT 'tag', unnest(tags) FROM adapters"])
+    counted = f"SELECT kind, value, count(*) AS n FROM ({every}) WHERE value IS NOT NULL GROUP BY ALL"
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        rows = registry.sql(f"SELECT kind, value FROM ({counted}) ORDER BY kind, n DESC, value")
+    found = {kind: tuple(row["value"] for row in rows if row["kind"] == kind) for kind in (*AMONG, "tag")}
+    return Facets(tags=found.pop("tag"), values=found)
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _configuration(path: str, stamp: _Stamp, adapter_id: str, form: Literal["yaml", "python"]) -> str:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        adapter = registry.adapter(adapter_id)
+        if form == "yaml":
+            return as_yaml(registry, adapter)
+        return as_python(adapter, registry.checkout(adapter) if adapter.status == "available" else None)

@@ -18,7 +18,13 @@ from rankloom_dashboard import data, formats
 from rankloom_registry import RegistryError, RegistryNotFoundError
 
 OVERVIEW, ADAPTER, COMPARE = "views/overview.py", "views/adapter.py", "views/compare.py"
-MOST_COMPARED = 4
+ADAPTERS, EVALUATE, PLAYGROUND, PROMOTE = (
+    "views/adapters.py",
+    "views/evaluate.py",
+    "views/playground.py",
+    "views/promote.py",
+)
+MOST_COMPARED = 6
 
 
 @contextmanager

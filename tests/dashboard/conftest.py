@@ -151,7 +151,7 @@ def build(folder: Path) -> Made:
                 name="lora-tiny",
                 base_content_root=base().content_root,
                 dataset={"name": "train.jsonl", "rows": 512},
-                config={"space": "lora"},
+                config={"model_name_or_path": "tiny/llama", "dataset": "train.jsonl", "space": "lora"},
                 metric="eval_loss",
                 mode="min",
                 num_samples=8,
@@ -271,7 +271,7 @@ def hostile(made_once: Made, tmp_path_factory: pytest.TempPathFactory) -> Hostil
 def run_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     """Runs a page of the dashboard on a registry, at an address."""
 
-    def run(registry: Path, page: str = "views/overview.py", **query: str) -> AppTest:
+    def run(registry: Path, page: str = "views/overview.py", /, **query: str) -> AppTest:
         st.cache_data.clear()
         app = AppTest.from_file(APP, default_timeout=30)
         if page != "views/overview.py":

@@ -29,7 +29,14 @@ ROLE_NAMES: dict[Role, str] = {
     "interrupted": "interrupted",
 }
 # Told apart by dash as well as by colour.
-SERIES = (("#6366F1", "solid"), ("#F59E0B", "dash"), ("#10B981", "dot"), ("#EC4899", "dashdot"))
+SERIES = (
+    ("#6366F1", "solid"),
+    ("#F59E0B", "dash"),
+    ("#10B981", "dot"),
+    ("#EC4899", "dashdot"),
+    ("#0EA5E9", "longdash"),
+    ("#A16207", "longdashdot"),
+)
 
 
 def plain(text: str) -> str:
