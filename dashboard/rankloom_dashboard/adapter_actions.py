@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from rankloom_dashboard import access, changes, data, elements
+from rankloom_dashboard import access, adapter_reads, changes, elements
 from rankloom_dashboard.access import Role
 from rankloom_dashboard.adapter_list import described
 from rankloom_dashboard.errors import ForbiddenError
@@ -62,7 +62,7 @@ def tag(adapters: Sequence[Adapter]) -> None:
             return
         _named(adapters)
         with st.form("tag", border=False):
-            add = st.multiselect("Add tags", data.facets().tags, key="tags_added", accept_new_options=True)
+            add = st.multiselect("Add tags", adapter_reads.facets().tags, key="tags_added", accept_new_options=True)
             theirs = sorted({one for adapter in adapters for one in adapter.tags})
             drop = st.multiselect("Remove tags", theirs, key="tags_removed")
             asked = st.form_submit_button("Change tags", key="tag_now", type="primary")
@@ -82,7 +82,7 @@ def describe(adapter: Adapter) -> None:
             return
         with st.form("edit", border=False):
             name = st.text_input("Name", adapter.name, key="edit_name", help="Its aliases stay under the old name.")
-            known = sorted({*data.facets().tags, *adapter.tags})
+            known = sorted({*adapter_reads.facets().tags, *adapter.tags})
             tags = st.multiselect("Tags", known, list(adapter.tags), key="edit_tags", accept_new_options=True)
             note = st.text_area("Note", adapter.note, key="edit_note", max_chars=10_000)
             asked = st.form_submit_button("Save", key="edit_now", type="primary")
@@ -143,11 +143,8 @@ def discard(adapters: Sequence[Adapter]) -> None:
 def _offered(label: str, role: Role, *, enabled: bool = True) -> Iterator[bool]:
     """Opens a box behind a button; says whether there may be anything in it."""
     allowed = access.may(role)
-    if not access.changes_allowed():
-        needs = "Start the dashboard with --allow-changes."
-    else:
-        needs = f"Needs the role {role}, and adapters whose files are there."
-    with st.popover(label, disabled=not (allowed and enabled), help=None if allowed and enabled else needs):
+    reason = None if enabled else "Takes adapters whose files are there."
+    with st.popover(label, disabled=not (allowed and enabled), help=reason if allowed else elements.needs(role)):
         yield allowed and enabled
 
 

@@ -7,20 +7,16 @@ holds it would drop DuckDB's lock without a word.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 import streamlit as st
 
-from rankloom.export_config import as_python, as_yaml
-from rankloom_dashboard.filters import AMONG
+from rankloom import control
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
 from rankloom_registry import (
     Adapter,
-    AdapterNotFoundError,
     BaseNotFoundError,
     BaseRecord,
     EvaluationRecord,
@@ -30,23 +26,18 @@ from rankloom_registry import (
     Registry,
     SearchRecord,
     StepMetrics,
+    Summary,
     TrialRecord,
+    TrialSpan,
 )
+from rankloom_registry.artifacts.place import WEIGHTS
+from rankloom_registry.errors import ArtifactError
+from rankloom_registry.formats.safetensors import read_safetensors_header
+from rankloom_registry.store.snapshots import POINTER, Snapshots
 
-ADAPTERS_SHOWN = 1000
-NEWEST = 200  # adapters that a page offers to choose from; any other can be typed
+_OFFERED = 50
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
-_Stamp = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Glance:
-    """What the registry holds, newest first."""
-
-    searches: list[SearchRecord]
-    adapters: list[Adapter]
-    bases: list[BaseRecord]
-    promotions: list[PromotionRecord]
+Stamp = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,76 +63,52 @@ class AdapterDetails:
     lineage: Lineage | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facets:
-    """What adapters can be filtered by: the values of some columns, and the tags, the most frequent first."""
-
-    values: dict[str, tuple[str, ...]]
-    tags: tuple[str, ...]
-
-
 def registry_path() -> Path:
     """Returns the registry file that this server was started for."""
     return Path(os.environ.get(REGISTRY_VARIABLE) or "registry.duckdb").absolute()
 
 
-def glance() -> Glance:
-    """Reads what the registry holds."""
-    return _glance(*_key())
+def summary() -> Summary:
+    """Reads how much the registry holds, and the latest of everything."""
+    return _summary(*key())
+
+
+def newest_available() -> list[Adapter]:
+    """Reads the newest adapters whose files were kept."""
+    return _newest_available(*key())
+
+
+def searches() -> list[SearchRecord]:
+    """Reads all searches, newest first."""
+    return _searches(*key())
+
+
+def status_now(search: SearchRecord) -> str:
+    """Returns the status of a search; that of one whose process died without a word is `interrupted`."""
+    if search.status != "running":
+        return search.status
+    with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
+        return control.status_now(registry, search)
+
+
+def trial_spans(search_id: str) -> list[TrialSpan]:
+    """Reads which trial of a search held which slot of which lane, and when."""
+    return _trial_spans(*key(), search_id)
+
+
+def rank_bytes(base_content_root: str) -> dict[str, float]:
+    """Reads how many bytes of weights one rank takes, by target modules, from adapters on a base that are kept here."""
+    return _rank_bytes(*key(), base_content_root)
 
 
 def search_details(ref: str) -> SearchDetails:
     """Reads one search by id, id prefix or name."""
-    return _search_details(*_key(), ref)
+    return _search_details(*key(), ref)
 
 
 def adapter_details(ref: str) -> AdapterDetails:
     """Reads one adapter by id, id prefix, name or name@alias."""
-    return _adapter_details(*_key(), ref)
-
-
-def adapter_counts(where: str = "", *, tag: str | None = None) -> tuple[int, int]:
-    """Reads how many adapters pass a filter, as for `adapters_page`, and how many there are."""
-    return _adapter_counts(*_key(), where.strip() or None, tag or None)
-
-
-def adapters_page(
-    where: str = "", *, tag: str | None = None, order_by: str = "", limit: int = NEWEST, offset: int = 0
-) -> list[Adapter]:
-    """Reads one page of the adapters that pass a filter.
-
-    Args:
-        where: As for `Registry.adapters`; empty for all.
-        tag: Only those that have it.
-        order_by: As for `Registry.adapters`; empty for the newest first.
-        limit: The most adapters on a page.
-        offset: How many stand on the pages before it.
-
-    Raises:
-        QueryError: The filter or the ordering breaks its rule.
-    """
-    return _adapters_page(*_key(), where.strip() or None, tag or None, order_by.strip() or None, limit, offset)
-
-
-def adapters_named(refs: Sequence[str]) -> tuple[list[Adapter], list[str]]:
-    """Reads the adapters that references mean, each once, and says of the other references why they mean none."""
-    return _adapters_named(*_key(), tuple(refs))
-
-
-def facets() -> Facets:
-    """Reads what adapters can be filtered by."""
-    return _facets(*_key())
-
-
-def configuration(adapter: Adapter, form: Literal["yaml", "python"]) -> str:
-    """Writes an adapter's configuration as `rankloom adapters export-config` does.
-
-    Raises:
-        RankloomError: It cannot be written in that form.
-        SpaceError: No search space can hold it.
-        ArtifactError: Its files are gone or changed.
-    """
-    return _configuration(*_key(), adapter.adapter_id, form)
+    return _adapter_details(*key(), ref)
 
 
 def verify(adapter: Adapter) -> None:
@@ -150,9 +117,12 @@ def verify(adapter: Adapter) -> None:
         registry.verify(adapter)
 
 
-def _key() -> tuple[str, _Stamp]:
+def key() -> tuple[str, Stamp]:
+    """Returns what a read is remembered by: the registry, and when its files changed last."""
     path = registry_path()
-    return str(path), tuple(_stamp(file) for file in (path, path.with_name(f"{path.name}.wal")))
+    # While a search keeps the file its snapshots are read, and one can come later than the last change of the file.
+    pointer = Snapshots(path).folder / POINTER
+    return str(path), tuple(_stamp(file) for file in (path, path.with_name(f"{path.name}.wal"), pointer))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -164,18 +134,51 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _glance(path: str, stamp: _Stamp) -> Glance:
+def _summary(path: str, stamp: Stamp) -> Summary:
+    return Registry.open(path, wait_s=WAIT_SECONDS).summary()
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _newest_available(path: str, stamp: Stamp) -> list[Adapter]:
+    return Registry.open(path, wait_s=WAIT_SECONDS).adapters("status = 'available'", limit=_OFFERED)
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _searches(path: str, stamp: Stamp) -> list[SearchRecord]:
     with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        return Glance(
-            searches=registry.searches(),
-            adapters=registry.adapters(limit=ADAPTERS_SHOWN),
-            bases=registry.bases(),
-            promotions=registry.promotions(),
-        )
+        return registry.searches()
 
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _search_details(path: str, stamp: _Stamp, ref: str) -> SearchDetails:
+def _trial_spans(path: str, stamp: Stamp, search_id: str) -> list[TrialSpan]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return registry.trial_spans(search_id)
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _rank_bytes(path: str, stamp: Stamp, base_content_root: str) -> dict[str, float]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        if not isinstance(registry.artifacts.root, Path):
+            return {}  # at a URL: a page must not wait for it
+        literal = base_content_root.replace("'", "''")
+        rows = registry.sql(
+            "SELECT target_modules, arg_min(r, adapter_id) AS r, arg_min(artifact_path, adapter_id) AS folder "
+            f"FROM adapters WHERE base_content_root = '{literal}' AND status = 'available' AND r > 0 "
+            "AND target_modules IS NOT NULL GROUP BY target_modules"
+        )
+        found = {}
+        for row in rows:
+            weights = registry.artifacts.root / row["folder"] / WEIGHTS
+            try:
+                size = weights.stat().st_size - read_safetensors_header(weights).data_start
+                found[row["target_modules"]] = size / row["r"]
+            except (OSError, ArtifactError):
+                continue  # its files are gone, or kept in parts: there may be another group
+        return found
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _search_details(path: str, stamp: Stamp, ref: str) -> SearchDetails:
     with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         search = registry.search(ref)
         trials = registry.trials(search.search_id)
@@ -196,7 +199,7 @@ def _metrics_of(registry: Registry, search_id: str) -> dict[str, list[StepMetric
 
 
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)
-def _adapter_details(path: str, stamp: _Stamp, ref: str) -> AdapterDetails:
+def _adapter_details(path: str, stamp: Stamp, ref: str) -> AdapterDetails:
     with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
         adapter = reader.adapter(ref)
         trials = reader.trials(adapter.search_id) if adapter.search_id else []
@@ -214,52 +217,3 @@ def _adapter_details(path: str, stamp: _Stamp, ref: str) -> AdapterDetails:
             events=reader.events(adapter.adapter_id),
             lineage=lineage,
         )
-
-
-@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _adapter_counts(path: str, stamp: _Stamp, where: str | None, tag: str | None) -> tuple[int, int]:
-    with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
-        return reader.count_adapters(where, tag=tag), reader.count_adapters()
-
-
-@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _adapters_page(
-    path: str, stamp: _Stamp, where: str | None, tag: str | None, order_by: str | None, limit: int, offset: int
-) -> list[Adapter]:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        return registry.adapters(where, order_by, limit, tag=tag, offset=offset)
-
-
-@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _adapters_named(path: str, stamp: _Stamp, refs: tuple[str, ...]) -> tuple[list[Adapter], list[str]]:
-    found: dict[str, Adapter] = {}
-    unknown: list[str] = []
-    with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
-        for ref in refs:
-            try:
-                adapter = reader.adapter(ref)
-            except AdapterNotFoundError as error:
-                unknown.append(str(error))
-            else:
-                found[adapter.adapter_id] = adapter
-    return list(found.values()), unknown
-
-
-@st.cache_data(ttl=60, max_entries=4, show_spinner=False)
-def _facets(path: str, stamp: _Stamp) -> Facets:
-    each = [f"SELECT '{column}' AS kind, {column} AS value FROM adapters" for column in AMONG]
-    every = " UNION ALL ".join([*each, "SELECT 'tag', unnest(tags) FROM adapters"])
-    counted = f"SELECT kind, value, count(*) AS n FROM ({every}) WHERE value IS NOT NULL GROUP BY ALL"
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        rows = registry.sql(f"SELECT kind, value FROM ({counted}) ORDER BY kind, n DESC, value")
-    found = {kind: tuple(row["value"] for row in rows if row["kind"] == kind) for kind in (*AMONG, "tag")}
-    return Facets(tags=found.pop("tag"), values=found)
-
-
-@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _configuration(path: str, stamp: _Stamp, adapter_id: str, form: Literal["yaml", "python"]) -> str:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        adapter = registry.adapter(adapter_id)
-        if form == "yaml":
-            return as_yaml(registry, adapter)
-        return as_python(adapter, registry.checkout(adapter) if adapter.status == "available" else None)

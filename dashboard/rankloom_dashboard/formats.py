@@ -103,11 +103,11 @@ def target_modules(params: Mapping[str, Any]) -> str:
     return value(params.get("target_modules"))
 
 
-def cut(text: str, most: int = 2_000) -> str:
-    """Cuts text that others wrote, before a browser gets it, and says how long it is."""
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
-
-
 def shorten(identifier: str, length: int = 10) -> str:
     """Cuts an identifier for a place where the whole would not fit."""
     return identifier if len(identifier) <= length + 2 else f"{identifier[:length]}…"
+
+
+def cut(text: str, length: int = 2000) -> str:
+    """Cuts a text that others wrote to what a page can show, and says so."""
+    return text if len(text) <= length else f"{text[:length]}… (cut: {len(text):,} characters in all)"

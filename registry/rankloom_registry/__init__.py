@@ -24,7 +24,7 @@ from rankloom_registry.errors import (
     SearchNotFoundError,
     SignatureError,
 )
-from rankloom_registry.events.event import Event, acting_for
+from rankloom_registry.events.event import Event, acting_for, acting_user
 from rankloom_registry.events.kinds import (
     AdapterAdded,
     AdapterAnnotated,
@@ -35,6 +35,7 @@ from rankloom_registry.events.kinds import (
     Promoted,
     PromotionUndone,
     SearchEnded,
+    SearchExtended,
     SearchResumed,
     SearchStarted,
     TrialEnded,
@@ -57,10 +58,12 @@ from rankloom_registry.records import (
     SearchRecord,
     StepMetrics,
     TrialRecord,
+    TrialSpan,
 )
 from rankloom_registry.registry import Registry
 from rankloom_registry.store.database import Rows
 from rankloom_registry.store.recovery import RebuildReport
+from rankloom_registry.summary import BestAdapter, Counts, FailedTrial, InUse, Summary
 from rankloom_registry.weights.measures import AdapterWeights, ModuleWeights, read_weights
 from rankloom_registry.weights.similarity import ModuleSimilarity, Similarity, compare_weights
 from rankloom_registry.weights.touched import touched_tensors
@@ -82,13 +85,17 @@ __all__ = [
     "BaseNotFoundError",
     "BaseRecord",
     "BaseSeen",
+    "BestAdapter",
+    "Counts",
     "Evaluated",
     "EvaluationRecord",
     "Event",
     "EventError",
     "EventRecord",
+    "FailedTrial",
     "FingerprintError",
     "Imported",
+    "InUse",
     "InvalidNameError",
     "Lineage",
     "MissingPackageError",
@@ -109,6 +116,7 @@ __all__ = [
     "Rows",
     "SafetensorsHeader",
     "SearchEnded",
+    "SearchExtended",
     "SearchNotFoundError",
     "SearchRecord",
     "SearchResumed",
@@ -116,12 +124,15 @@ __all__ = [
     "SignatureError",
     "Similarity",
     "StepMetrics",
+    "Summary",
     "TensorSpan",
     "TrialEnded",
     "TrialRecord",
     "TrialReported",
+    "TrialSpan",
     "TrialStarted",
     "acting_for",
+    "acting_user",
     "check_against_base",
     "check_folder",
     "compare_weights",

@@ -15,6 +15,7 @@ from rankloom_registry.artifacts import ArtifactStore
 from rankloom_registry.errors import AdapterNotFoundError, BaseNotFoundError, QueryError, SearchNotFoundError
 from rankloom_registry.lineage import Lineage
 from rankloom_registry.query.filters import check_limit, filter_adapters, select_adapters
+from rankloom_registry.query.spans import SPANS
 from rankloom_registry.records import (
     Adapter,
     AliasMove,
@@ -26,10 +27,12 @@ from rankloom_registry.records import (
     SearchRecord,
     StepMetrics,
     TrialRecord,
+    TrialSpan,
 )
 from rankloom_registry.references import choose
 from rankloom_registry.store.database import STATEMENT_ERRORS, first_line, select
 from rankloom_registry.store.views import trials_of
+from rankloom_registry.summary import Summary, read_summary
 
 _Record = TypeVar("_Record")
 _NEAR = 20
@@ -89,6 +92,17 @@ class Reader(ABC):
         search_id = self.search(search).search_id
         mine = trials_of("(FROM store.trials WHERE search_id = ?)")
         return self._read(TrialRecord, f"FROM ({mine}) ORDER BY number, trial_id", [search_id])
+
+    def trial_spans(self, search: str) -> list[TrialSpan]:
+        """Which trial of a search held which slot of which lane, and when: its attempts, in the order they began.
+
+        Args:
+            search: A reference as for `search`.
+
+        Raises:
+            SearchNotFoundError: If the reference means no search, or several.
+        """
+        return self._read(TrialSpan, f"FROM ({SPANS}) ORDER BY started_at, number", [self.search(search).search_id])
 
     def step_metrics(self, trial_id: str) -> list[StepMetrics]:
         """What a trial reported, by step; nothing for a trial that is not recorded."""
@@ -230,6 +244,16 @@ class Reader(ABC):
             alias_moves=self._read(AliasMove, moves, [id_]),
             events=self.events(id_),
         )
+
+    def summary(self, limit: int = 8) -> Summary:
+        """The registry at a glance: how much it holds, and the latest of everything.
+
+        Args:
+            limit: The most rows of each list.
+        """
+        check_limit(limit)
+        with self._reading() as connection:
+            return read_summary(connection, limit)
 
     def events(self, subject: str | None = None, limit: int = 200) -> list[EventRecord]:
         """What was recorded, last first.

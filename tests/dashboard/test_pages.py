@@ -8,9 +8,7 @@ from rankloom_dashboard import data
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
 from rankloom_registry import (
     Registry,
-    SearchEnded,
     SearchResumed,
-    TrialStarted,
 )
 
 ADAPTER, ADAPTERS, COMPARE = "views/adapter.py", "views/adapters.py", "views/compare.py"
@@ -35,43 +33,6 @@ def texts(app, *kinds: str) -> list[str]:
 
 def metrics(app) -> dict[str, str]:
     return {metric.label: metric.value for metric in app.metric}
-
-
-def test_overview_shows_the_newest_search_ranked(run_page, made_once) -> None:
-    app = run_page(made_once.path)
-    assert not app.exception
-    figures = metrics(app)
-    assert app.text[0].value == "registry.duckdb: 1 search · 8 trials · 4 adapters · 1 base · 1 promotion"
-    assert figures["Stopped early"] == "3"
-    assert figures["Failed"] == "1"
-    assert figures["Gain over trial 0"].startswith("0.17")
-    table = app.dataframe[0].value
-    assert list(table["trial"]) == [5, 2, 4, 0, 3, 1, 7, 6]
-    assert app.query_params["search"] == made_once.search_id
-
-
-def test_the_address_selects_rows_and_unlocks_what_can_be_done_with_them(run_page, made_once) -> None:
-    nothing = run_page(made_once.path)
-    assert [link.disabled for link in links(nothing)] == [True, True]
-    one = run_page(made_once.path, ids=made_once.best)
-    assert [link.disabled for link in links(one)] == [False, True]
-    two = run_page(made_once.path, ids=f"{made_once.best},{made_once.second}")
-    assert [link.disabled for link in links(two)] == [True, False]
-    assert set(two.query_params["ids"].split(",")) == {made_once.best, made_once.second}
-
-
-def links(app) -> list:
-    return [element.proto for element in app.get("page_link")]
-
-
-def test_all_adapters_can_be_listed(run_page, made_once) -> None:
-    app = run_page(made_once.path, table="All adapters")
-    assert set(app.dataframe[0].value["adapter"]) == {
-        made_once.best,
-        made_once.second,
-        made_once.prior,
-        made_once.discarded,
-    }
 
 
 @pytest.mark.parametrize("page", ["views/overview.py", ADAPTER, ADAPTERS, COMPARE])
@@ -100,25 +61,8 @@ def test_a_file_that_is_no_registry_is_a_message(run_page, tmp_path: Path, page:
     assert len(app.error) == 1
 
 
-def test_a_running_search_shows_progress_and_ends_by_itself(run_page, made, monkeypatch) -> None:
-    with Registry.open(made.path) as registry:
-        registry.record(
-            SearchResumed(search_id=made.search_id),
-            TrialStarted(trial_id="t-new", search_id=made.search_id, number=8, params={"r": 4}),
-        )
-    app = run_page(made.path)
-    assert not app.exception
-    assert app.get("progress")
-    with Registry.open(made.path) as registry:
-        registry.record(SearchEnded(search_id=made.search_id, status="completed"))
-    app.run()
-    assert not app.get("progress")
-
-
 def test_text_from_the_registry_is_never_read_as_markdown(run_page, hostile) -> None:
     for page, query in (
-        ("views/overview.py", {"table": "All adapters"}),
-        ("views/overview.py", {"search": hostile.text}),
         (ADAPTER, {"adapter": hostile.imported}),
         (ADAPTER, {"adapter": hostile.text}),
         (ADAPTER, {"adapter": hostile.imported, "part": "Records"}),
@@ -138,7 +82,7 @@ def test_text_from_the_registry_is_never_read_as_markdown(run_page, hostile) -> 
 
 def test_a_read_sees_what_was_recorded_since(made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(REGISTRY_VARIABLE, str(made.path))
-    assert data.glance().searches[0].status == "completed"
+    assert data.searches()[0].status == "completed"
     with Registry.open(made.path) as registry:
         registry.record(SearchResumed(search_id=made.search_id))
-    assert data.glance().searches[0].status == "running"
+    assert data.searches()[0].status == "running"

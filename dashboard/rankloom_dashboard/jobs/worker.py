@@ -14,11 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 from rankloom.errors import RankloomError
+from rankloom_dashboard.jobs.promoting import promote
+from rankloom_dashboard.jobs.verifying import verify
 from rankloom_registry import RegistryError, acting_for
 
 INTERRUPTED = 130
 Tell = Callable[[dict[str, Any]], None]
-WORK: dict[str, Callable[[dict[str, Any], Tell], dict[str, Any]]] = {}  # by kind: does an order, returns its result
+WORK: dict[str, Callable[[dict[str, Any], Tell], dict[str, Any]]] = {  # by kind: does an order, returns its result
+    "promote": promote,
+    "verify": verify,
+}
 
 
 def main() -> int:

@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from rankloom_dashboard import adapter_actions, data, elements, formats
+from rankloom_dashboard import adapter_actions, adapter_reads, data, elements, formats
 from rankloom_dashboard.adapter_list import described
-from rankloom_dashboard.adapter_parts import configuration, modules, origin, records
 from rankloom_dashboard.charts.learning_curves import curve, draw_compared_curves
 from rankloom_dashboard.charts.style import show
 from rankloom_dashboard.leaderboard import gain, usable_loss
+from rankloom_dashboard.views.adapter_parts import configuration, modules, origin, records
 from rankloom_registry import Adapter, AdapterNotFoundError
 
 
 def render() -> None:
     """Shows the page."""
     st.title("Adapter")
-    newest = data.adapters_page()
+    newest = adapter_reads.page()
     if not newest:
         elements.nothing_yet("The registry holds no adapters yet. A search makes them:", "rankloom quickstart")
         return

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import adapter_actions, adapter_list, data, elements, filters, formats
+from rankloom_dashboard import adapter_actions, adapter_list, adapter_reads, data, elements, filters, formats
 from rankloom_dashboard.charts.style import ROLE_COLORS
 from rankloom_registry import Adapter, QueryError
 
@@ -71,9 +71,9 @@ def render() -> None:
     st.title("Adapters")
     where, tag, order = _filter()
     try:
-        passing, total = data.adapter_counts(where, tag=tag)
+        passing, total = adapter_reads.counts(where, tag=tag)
         number = _turn(passing, total, filtered=bool(where or tag))
-        adapters = data.adapters_page(where, tag=tag, order_by=order, limit=PAGE_ROWS, offset=PAGE_ROWS * (number - 1))
+        adapters = adapter_reads.page(where, tag=tag, order_by=order, limit=PAGE_ROWS, offset=PAGE_ROWS * (number - 1))
     except QueryError as error:
         elements.problem("The registry cannot take this filter or this order.", str(error))
         return
@@ -95,7 +95,7 @@ def render() -> None:
 
 def _filter() -> tuple[str, str | None, str]:
     """Shows the widgets of the filter, which write its text, and the text, which sets the widgets."""
-    facets = data.facets()
+    facets = adapter_reads.facets()
     with st.expander("Filter", expanded=True):
         widgets = st.container()
         left, right = st.columns([3, 1], gap="small")
@@ -189,7 +189,7 @@ def _turn(passing: int, total: int, *, filtered: bool) -> int:
 
 
 def _selected() -> list[Adapter]:
-    found, unknown = data.adapters_named(elements.wanted_ids()[:MOST_SELECTED])
+    found, unknown = adapter_reads.named(elements.wanted_ids()[:MOST_SELECTED])
     if unknown:
         elements.problem("The address names adapters that are not in this registry.", "\n".join(unknown))
     return found

@@ -9,7 +9,7 @@ from typing import get_args
 import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import adapter_actions, data, elements, formats, weights
+from rankloom_dashboard import adapter_actions, adapter_reads, data, elements, formats, weights
 from rankloom_dashboard.adapter_list import described
 from rankloom_dashboard.charts.intervals import draw_intervals, intervals_info
 from rankloom_dashboard.charts.learning_curves import curve, draw_compared_curves
@@ -33,7 +33,7 @@ _EXPLAINED: dict[Measure, str] = {
 def render() -> None:
     """Shows the page."""
     st.title("Compare adapters")
-    newest = data.adapters_page()
+    newest = adapter_reads.page()
     if len(newest) < 2:
         elements.nothing_yet("A comparison needs two adapters. A search makes them:", "rankloom quickstart")
         return
@@ -45,7 +45,7 @@ def render() -> None:
 
 
 def _choose(offered: dict[str, Adapter]) -> list[Adapter]:
-    found, unknown = data.adapters_named(elements.wanted_ids()[: 2 * elements.MOST_COMPARED])
+    found, unknown = adapter_reads.named(elements.wanted_ids()[: 2 * elements.MOST_COMPARED])
     if unknown:
         elements.problem("The address names adapters that are not in this registry.", "\n".join(unknown))
     chosen = found[: elements.MOST_COMPARED]

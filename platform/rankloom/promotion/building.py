@@ -20,7 +20,7 @@ from rankloom.merging.replay import replay
 from rankloom.merging.staging import file_sha256
 from rankloom.models import BaseModel, load_model_config
 from rankloom.promotion.drift import MOST_BYTES
-from rankloom.promotion.gates import assert_room, judge_drift, prove_base
+from rankloom.promotion.gates import OnGate, assert_room, gate, judge_drift, prove_base
 from rankloom.promotion.measuring import GENERAL_LENGTH, GENERAL_ROWS, HELD_OUT, Drifts, Measuring
 from rankloom_registry import Adapter, Registry
 from rankloom_registry.files import write_atomically
@@ -85,7 +85,14 @@ class Build:
     """One way from an adapter to a model; what an interrupted one left in its folder is used."""
 
     def __init__(
-        self, registry: Registry, adapter: Adapter, files: Path, staging: Path, order: Order, tell: Tell
+        self,
+        registry: Registry,
+        adapter: Adapter,
+        files: Path,
+        staging: Path,
+        order: Order,
+        tell: Tell,
+        on_gate: OnGate,
     ) -> None:
         """Prove the base and find the rows to measure on.
 
@@ -96,6 +103,7 @@ class Build:
             staging: Folder to build in.
             order: What to make.
             tell: Called with (stage, done, total).
+            on_gate: As for `promote`.
 
         Raises:
             PromotionError: The base is another one.
@@ -103,8 +111,11 @@ class Build:
             DataError: There are no rows to measure on.
         """
         self._adapter, self._files, self._staging, self._order, self._tell = adapter, files, staging, order, tell
-        self._base, self._proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
-        refuse_quantized_base(self._base.path)
+        self._on_gate = on_gate
+        with gate("base", on_gate) as figures:
+            self._base, self._proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+            refuse_quantized_base(self._base.path)
+            figures |= self._proof
         self._config = search_settings(registry, adapter)
         self._held_out = held_out_rows(registry, adapter, order.dataset, self._base)
         # Without 4-bit quantization there is no round trip, and the recipes are one.
@@ -120,9 +131,13 @@ class Build:
             MergeError: The adapter cannot be merged into the base.
         """
         order = self._order
-        room = assert_room(self._staging, self._bytes_needed())
-        merged, report = self._merge(order.recipe)
-        replayed = self._replay(merged)
+        with gate("disk", self._on_gate) as figures:
+            figures |= (room := assert_room(self._staging, self._bytes_needed()))
+        with gate("finite", self._on_gate) as figures:
+            merged, report = self._merge(order.recipe)
+            figures |= {"modules_merged": report.modules_merged, "tensors_copied": report.tensors_copied}
+        with gate("replay", self._on_gate) as figures:
+            figures |= (replayed := self._replay(merged))
         measuring = Measuring(self._staging, self._files, self._base, self._config, self._held_out, self._tell)
         drifts: dict[str, Drifts] = {order.recipe: measuring.folder(order.recipe, merged)}
         for other in self._recipes[1:]:
@@ -140,6 +155,7 @@ class Build:
             tolerance=order.tolerance,
             alternatives={f"--recipe {name}": drifts[name][HELD_OUT] for name in self._recipes if name != made},
         )
+        self._on_gate("drift", drift | {"made": made, "measured": _table(measuring, drifts)})
         checks = {
             "base": self._proof,
             "finite": {"passed": True},

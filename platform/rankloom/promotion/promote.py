@@ -22,7 +22,7 @@ from rankloom.merging.merge import Recipe
 from rankloom.models import BaseModel, split_identity
 from rankloom.promotion.building import Build, Built, Format, Order, Verify
 from rankloom.promotion.facts import card_of, versions
-from rankloom.promotion.gates import prove_base
+from rankloom.promotion.gates import OnGate, gate, prove_base
 from rankloom.promotion.staging import let_out, output_folder, staged
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
 from rankloom_registry.files import write_atomically
@@ -82,6 +82,7 @@ def promote(
     signer: Signer | None = None,
     push_to_hub: str | None = None,
     on_progress: OnProgress | None = None,
+    on_gate: OnGate | None = None,
 ) -> Promotion:
     """Merge, check, measure, export and record an adapter.
 
@@ -109,6 +110,8 @@ def promote(
         signer: Who signs the folder, and the adapter's own files in the registry; by default nobody.
         push_to_hub: A repository on the hub to upload the folder to, once it is recorded.
         on_progress: Called with (stage, done, total): bytes of what is merged, rows of what is measured.
+        on_gate: Called with (name, figures) of each gate, in their order, once it is passed or closed: 'base', 'disk',
+            'finite', 'replay' and 'drift', or for the format 'adapter' 'base' and 'serving'; `passed` is a figure.
 
     Returns:
         What was made.
@@ -149,12 +152,13 @@ def promote(
         "gguf_type": order.gguf_type,
         "version": importlib.metadata.version("rankloom"),
     }
+    tell, told = on_progress or _say_nothing, on_gate or _say_nothing
     promotion_id = secrets.token_hex(6)
     with staged(folder, plan) as staging:
         if format == "adapter":
-            built = _adapter_alone(registry, adapter, files, staging, order, on_progress or _say_nothing)
+            built = _adapter_alone(registry, adapter, files, staging, order, tell, told)
         else:
-            built = Build(registry, adapter, files, staging, order, on_progress or _say_nothing).run()
+            built = Build(registry, adapter, files, staging, order, tell, told).run()
         refused = built.refusal is not None and not force
         if not refused:
             _finish(registry, adapter, built, order, signer)
@@ -205,7 +209,13 @@ def _check_wishes(format: Format, recipe: Recipe, gguf_type: str | None, force: 
 
 
 def _adapter_alone(
-    registry: Registry, adapter: Adapter, files: Path, staging: Path, order: Order, tell: OnProgress
+    registry: Registry,
+    adapter: Adapter,
+    files: Path,
+    staging: Path,
+    order: Order,
+    tell: OnProgress,
+    on_gate: OnGate,
 ) -> Built:
     """Copy the PEFT folder; its address in the registry is what stands for its content."""
     base = registry.base(adapter.base_content_root)
@@ -215,13 +225,18 @@ def _adapter_alone(
     shutil.rmtree(model, ignore_errors=True)  # of an interrupted run
     export_adapter(files, model, base_name=split_identity(base.identity)[0])
     if order.gguf_type is not None:  # llama.cpp's names for the modules are those of the base
-        model_base, checks["base"] = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+        with gate("base", on_gate) as figures:
+            model_base, proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
+            figures |= proof
+        checks["base"] = proof
         export_gguf_lora(files, model_base.path, model / f"{adapter.name}-{order.gguf_type}.gguf", type=order.gguf_type)
+    plain = json.loads(json.dumps(checks))
+    on_gate("serving", {"passed": True, "engines": plain["serving"]})
     return Built(
         model=model,
         base=model_base,
         sha256=adapter.artifact_sha256,
-        checks=json.loads(json.dumps(checks)),
+        checks=plain,
         refusal=None,
     )
 
@@ -261,5 +276,5 @@ def _push(folder: Path, repo_id: str) -> str:
         ) from error
 
 
-def _say_nothing(stage: str, done: int, total: int) -> None:
+def _say_nothing(*_: object) -> None:
     pass
