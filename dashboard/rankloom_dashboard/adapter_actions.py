@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
 
-from rankloom_dashboard import access, adapter_reads, changes, elements
+from rankloom_dashboard import access, adapter_forms, elements
 from rankloom_dashboard.access import Role
-from rankloom_dashboard.adapter_list import described
-from rankloom_dashboard.errors import ForbiddenError
-from rankloom_registry import Adapter, RegistryError
+from rankloom_registry import Adapter
 
 MOST_PLAYED = 3
 # Label, page, the query parameter that takes the adapters, and how many it takes at least and at most.
@@ -57,107 +54,40 @@ def _exists(page: str) -> bool:
 
 def tag(adapters: Sequence[Adapter]) -> None:
     """Offers to add and to drop tags of the chosen adapters."""
-    with _offered("Tag", "editor", enabled=bool(adapters)) as open_:
-        if not open_:
-            return
-        _named(adapters)
-        with st.form("tag", border=False):
-            add = st.multiselect("Add tags", adapter_reads.facets().tags, key="tags_added", accept_new_options=True)
-            theirs = sorted({one for adapter in adapters for one in adapter.tags})
-            drop = st.multiselect("Remove tags", theirs, key="tags_removed")
-            asked = st.form_submit_button("Change tags", key="tag_now", type="primary")
-        if asked:
-
-            def work() -> None:
-                for adapter in adapters:
-                    changes.annotate(adapter.adapter_id, add=tuple(add), drop=tuple(drop))
-
-            carry_out(work, "The tags were changed.")
+    if _asked("Tag", "editor", adapters, enabled=bool(adapters)):
+        adapter_forms.tag(adapters)
 
 
 def describe(adapter: Adapter) -> None:
     """Offers to change an adapter's name, note and tags."""
-    with _offered("Edit", "editor") as open_:
-        if not open_:
-            return
-        with st.form("edit", border=False):
-            name = st.text_input("Name", adapter.name, key="edit_name", help="Its aliases stay under the old name.")
-            known = sorted({*adapter_reads.facets().tags, *adapter.tags})
-            tags = st.multiselect("Tags", known, list(adapter.tags), key="edit_tags", accept_new_options=True)
-            note = st.text_area("Note", adapter.note, key="edit_note", max_chars=10_000)
-            asked = st.form_submit_button("Save", key="edit_now", type="primary")
-        if asked:
-
-            def work() -> None:
-                changes.annotate(
-                    adapter.adapter_id,
-                    name=name if name != adapter.name else None,
-                    note=note if note != adapter.note else None,
-                    add=tuple(one for one in tags if one not in adapter.tags),
-                    drop=tuple(one for one in adapter.tags if one not in tags),
-                )
-
-            carry_out(work, "The adapter was changed.")
+    if _asked("Edit", "editor", [adapter]):
+        adapter_forms.describe(adapter)
 
 
 def alias(adapter: Adapter) -> None:
     """Offers to let an alias mean an adapter, or nothing any more."""
-    with _offered("Alias", "promoter", enabled=adapter.status == "available") as open_:
-        if not open_:
-            return
-        st.caption("An alias of the adapter's name means one adapter at a time; it moves without a gap.")
-        with st.form("alias", border=False):
-            chosen = st.text_input("Alias", key="alias", placeholder="prod")
-            why = st.text_input("Reason", key="alias_why")
-            left, right = st.columns(2)
-            move = left.form_submit_button("Move it here", key="alias_move", type="primary")
-            drop = right.form_submit_button("Remove it", key="alias_drop", disabled=not adapter.aliases)
-        if (move or drop) and not (chosen and why.strip()):
-            st.error("An alias and a reason are needed.")
-        elif move:
-            carry_out(lambda: changes.move_alias(adapter.adapter_id, chosen, why=why), "The alias means this adapter.")
-        elif drop:
-            carry_out(lambda: changes.remove_alias(adapter.adapter_id, chosen, why=why), "The alias was removed.")
+    if _asked("Alias", "promoter", [adapter], enabled=adapter.status == "available"):
+        adapter_forms.alias(adapter)
 
 
 def discard(adapters: Sequence[Adapter]) -> None:
     """Offers to mark the chosen adapters as discarded, for a reason."""
     there = bool(adapters) and all(adapter.status == "available" for adapter in adapters)
-    with _offered("Discard", "editor", enabled=there) as open_:
-        if not open_:
-            return
-        st.warning("What is known of them stays. Their files go with the next `rankloom registry gc`.")
-        _named(adapters)
-        with st.form("discard", border=False):
-            reason = st.text_input("Reason", key="discard_reason")
-            count = "1 adapter" if len(adapters) == 1 else f"{len(adapters)} adapters"
-            asked = st.form_submit_button(f"Discard {count}", key="discard_now", type="primary")
-        if asked and not reason.strip():
-            st.error("A reason is needed.")
-        elif asked:
-            ids = tuple(adapter.adapter_id for adapter in adapters)
-            carry_out(lambda: changes.discard(ids, reason=reason), "The adapters were discarded.")
+    if _asked("Discard", "editor", adapters, enabled=there):
+        adapter_forms.discard(adapters)
 
 
-@contextmanager
-def _offered(label: str, role: Role, *, enabled: bool = True) -> Iterator[bool]:
-    """Opens a box behind a button; says whether there may be anything in it."""
+def _asked(label: str, role: Role, adapters: Sequence[Adapter], *, enabled: bool = True) -> bool:
+    """Shows a button that opens a form; says whether it is open, for these adapters."""
     allowed = access.may(role)
     reason = None if enabled else "Takes adapters whose files are there."
-    with st.popover(label, disabled=not (allowed and enabled), help=reason if allowed else elements.needs(role)):
-        yield allowed and enabled
-
-
-def carry_out(work: Callable[[], object], done: str) -> None:
-    """Makes a change and shows the page anew, or says why it was refused."""
-    try:
-        work()
-    except (RegistryError, ForbiddenError) as error:
-        elements.problem("The change was refused.", str(error))
-    else:
-        st.toast(done)
-        st.rerun()
-
-
-def _named(adapters: Sequence[Adapter]) -> None:
-    st.text("\n".join(described(adapter) for adapter in adapters))
+    form = (label, tuple(adapter.adapter_id for adapter in adapters))
+    st.button(
+        label,
+        key=f"open_{label.lower()}",
+        disabled=not (allowed and enabled),
+        help=reason if allowed else elements.needs(role),
+        on_click=adapter_forms.open_form,
+        args=(form,),
+    )
+    return allowed and enabled and adapter_forms.is_open(form)

@@ -115,7 +115,7 @@ def test_a_discarded_adapter_offers_nothing_that_needs_its_files(run_page, made_
     for part in ("Overview", "Weights", "Fingerprint", "Records"):
         app = run_page(made_once.path, ADAPTER, adapter=made_once.discarded, part=part)
         assert not app.exception and not app.error
-        assert not app.button
+        assert all(button.disabled for button in app.button)
         assert not any(code.startswith("rankloom") for code in texts(app, "code"))
 
 
@@ -146,6 +146,7 @@ def test_name_note_and_tags_are_changed(run_page, made, changing) -> None:
     with Registry.open(made.path) as registry:
         registry.record(AdapterAnnotated(adapter_id=made.second, tags_added=("old", "kept")))
     app = run_page(made.path, ADAPTER, adapter=made.second)
+    app.button(key="open_edit").click().run()
     app.text_input(key="edit_name").set_value("second-best")
     app.text_area(key="edit_note").set_value("**good** on <script>")
     app.multiselect(key="edit_tags").set_value(["kept", "new"])
@@ -160,7 +161,8 @@ def test_name_note_and_tags_are_changed(run_page, made, changing) -> None:
 
 def test_an_alias_is_moved_and_removed_for_a_reason(run_page, made, changing) -> None:
     app = run_page(made.path, ADAPTER, adapter=made.second)
-    app.text_input(key="alias").set_value("prod")
+    app.button(key="open_alias").click().run()
+    app.text_input(key="alias_name").set_value("prod")
     app.button(key="alias_move").click().run()
     assert len(app.error) == 1
     app.text_input(key="alias_why").set_value("it is smaller")
@@ -169,6 +171,10 @@ def test_an_alias_is_moved_and_removed_for_a_reason(run_page, made, changing) ->
     with Registry.open(made.path) as registry:
         (move,) = registry.alias_history("lora-tiny-2", "prod")
         assert (move.adapter_id, move.why) == (made.second, "it is smaller")
+    assert not app.text_input
+    app.button(key="open_alias").click().run()
+    app.text_input(key="alias_name").set_value("prod")
+    app.text_input(key="alias_why").set_value("it is not")
     app.button(key="alias_drop").click().run()
     with Registry.open(made.path) as registry:
         assert registry.alias_history("lora-tiny-2", "prod")[0].adapter_id is None
@@ -176,6 +182,7 @@ def test_an_alias_is_moved_and_removed_for_a_reason(run_page, made, changing) ->
 
 def test_a_refused_change_is_a_message(run_page, made, changing) -> None:
     app = run_page(made.path, ADAPTER, adapter=made.second)
+    app.button(key="open_edit").click().run()
     app.text_input(key="edit_name").set_value("two words")
     app.button(key="edit_now").click().run()
     assert not app.exception
@@ -185,12 +192,8 @@ def test_a_refused_change_is_a_message(run_page, made, changing) -> None:
 
 def test_a_viewer_is_offered_no_change(run_page, made_once) -> None:
     app = run_page(made_once.path, ADAPTER, adapter=made_once.best)
-    assert {block.proto.popover.label: block.proto.popover.disabled for block in app.get("popover")} == {
-        "Edit": True,
-        "Alias": True,
-        "Discard": True,
-    }
-    assert not app.button and not app.text_input and not app.text_area
+    assert {button.label: button.disabled for button in app.button} == {"Edit": True, "Alias": True, "Discard": True}
+    assert not app.text_input and not app.text_area
 
 
 def test_a_megabyte_of_text_is_cut(run_page, made) -> None:

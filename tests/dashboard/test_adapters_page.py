@@ -169,19 +169,17 @@ def test_unknown_ids_are_named_and_the_rest_stays_selected(run_page, made_once) 
 
 def test_a_viewer_may_change_nothing(run_page, made_once) -> None:
     app = run_page(made_once.path, ADAPTERS, ids=made_once.best)
-    assert {block.proto.popover.label: block.proto.popover.disabled for block in popovers(app)} == {
+    assert {button.label: button.disabled for button in app.button} == {
+        "Reset filter": True,
         "Tag": True,
         "Discard": True,
+        "Clear selection": False,
     }
-    assert {button.label for button in app.button} == {"Reset filter", "Clear selection"}
-
-
-def popovers(app) -> list:
-    return list(app.get("popover"))
 
 
 def test_tags_are_added_and_removed(run_page, tagged, changing) -> None:
     app = run_page(tagged.path, ADAPTERS, ids=f"{tagged.best},{tagged.second}")
+    app.button(key="open_tag").click().run()
     app.multiselect(key="tags_added").set_value(["prod-candidate"])
     app.multiselect(key="tags_removed").set_value(["v2"])
     app.button(key="tag_now").click().run()
@@ -193,6 +191,7 @@ def test_tags_are_added_and_removed(run_page, tagged, changing) -> None:
 
 def test_a_tag_that_breaks_the_rule_is_a_message(run_page, made, changing) -> None:
     app = run_page(made.path, ADAPTERS, ids=made.best)
+    app.button(key="open_tag").click().run()
     app.multiselect(key="tags_added").set_value(["<script>"])
     app.button(key="tag_now").click().run()
     assert not app.exception
@@ -202,6 +201,7 @@ def test_a_tag_that_breaks_the_rule_is_a_message(run_page, made, changing) -> No
 
 def test_adapters_are_discarded_for_a_reason(run_page, made, changing) -> None:
     app = run_page(made.path, ADAPTERS, ids=f"{made.second},{made.prior}")
+    app.button(key="open_discard").click().run()
     app.button(key="discard_now").click().run()
     assert len(app.error) == 1
     app.text_input(key="discard_reason").set_value("too large")
@@ -214,6 +214,7 @@ def test_adapters_are_discarded_for_a_reason(run_page, made, changing) -> None:
 
 def test_what_an_alias_means_is_not_discarded(run_page, made, changing) -> None:
     app = run_page(made.path, ADAPTERS, ids=made.best)
+    app.button(key="open_discard").click().run()
     app.text_input(key="discard_reason").set_value("why not")
     app.button(key="discard_now").click().run()
     assert any("champion" in code.value for code in app.code)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from rankloom_dashboard import adapter_actions, adapter_reads, data, elements, formats
+from rankloom_dashboard import adapter_actions, adapter_forms, adapter_reads, data, elements, formats
 from rankloom_dashboard.adapter_list import described
 from rankloom_dashboard.charts.learning_curves import curve, draw_compared_curves
 from rankloom_dashboard.charts.style import show
@@ -18,6 +18,7 @@ from rankloom_registry import Adapter, AdapterNotFoundError
 def render() -> None:
     """Shows the page."""
     st.title("Adapter")
+    adapter_forms.tell()
     newest = adapter_reads.page()
     if not newest:
         elements.nothing_yet("The registry holds no adapters yet. A search makes them:", "rankloom quickstart")

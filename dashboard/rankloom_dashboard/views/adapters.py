@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import adapter_actions, adapter_list, adapter_reads, data, elements, filters, formats
+from rankloom_dashboard import (
+    adapter_actions,
+    adapter_forms,
+    adapter_list,
+    adapter_reads,
+    data,
+    elements,
+    filters,
+    formats,
+)
 from rankloom_dashboard.charts.style import ROLE_COLORS
 from rankloom_registry import Adapter, QueryError
 
@@ -69,6 +78,7 @@ _COLUMNS = {
 def render() -> None:
     """Shows the page."""
     st.title("Adapters")
+    adapter_forms.tell()
     where, tag, order = _filter()
     try:
         passing, total = adapter_reads.counts(where, tag=tag)
