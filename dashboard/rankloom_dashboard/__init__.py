@@ -5,7 +5,7 @@ Importing this package loads neither Streamlit nor Plotly: the server it launche
 
 from __future__ import annotations
 
-from rankloom_dashboard.errors import DashboardError, ForbiddenError, InvalidPortError, PortInUseError
+from rankloom_dashboard.errors import DashboardError, ForbiddenError, InvalidPortError, LoginError, PortInUseError
 from rankloom_dashboard.launch import launch
 
-__all__ = ["DashboardError", "ForbiddenError", "InvalidPortError", "PortInUseError", "launch"]
+__all__ = ["DashboardError", "ForbiddenError", "InvalidPortError", "LoginError", "PortInUseError", "launch"]

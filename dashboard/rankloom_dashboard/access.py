@@ -1,20 +1,27 @@
-"""Who looks at the dashboard, and what they may change: decided on the server, again for every change."""
+"""Who looks at the dashboard, and what they may change: decided on the server, again for every change.
+
+Whatever is wrong with the configuration of the login closes the dashboard; it never opens it.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import streamlit as st
 
-from rankloom_dashboard.errors import ForbiddenError
+from rankloom_dashboard.errors import ForbiddenError, LoginError
 from rankloom_dashboard.launch import CHANGES_VARIABLE
 
 Role = Literal["viewer", "editor", "promoter"]
 ROLES: tuple[Role, ...] = get_args(Role)  # each may do what those before it may
+UNVERIFIED = "trust_unverified_addresses"
+_MISSING = "no-secrets-found"  # Streamlit's id for: there is no secrets file at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +39,110 @@ class Visitor:
 
 def changes_allowed() -> bool:
     """Returns whether this server was started with --allow-changes."""
-    return os.environ.get(CHANGES_VARIABLE) == "1"
+    # Streamlit makes variables of what secrets files hold: theirs is not the one that was set at the start.
+    return os.environ.get(CHANGES_VARIABLE) == "1" and CHANGES_VARIABLE not in _secrets()
 
 
 def login_configured() -> bool:
-    """Returns whether people have to log in: there is a section `auth` in Streamlit's secrets."""
+    """Returns whether people have to log in: there is a section `auth` in Streamlit's secrets.
+
+    Raises:
+        LoginError: A secrets file cannot be read, so that nobody can tell.
+    """
     return "auth" in _secrets()
+
+
+def check() -> None:
+    """Raises if people have to log in, and cannot.
+
+    Raises:
+        LoginError: The secrets cannot be read, a section of them is not what it should be, or a package is missing.
+    """
+    if not login_configured():
+        return
+    secrets = _secrets()
+    if not isinstance(secrets["auth"], Mapping):
+        raise LoginError("in the secrets, `auth` must be a section; write [auth]")
+    patterns(secrets.get("roles", {}))
+    if importlib.util.find_spec("authlib") is None:
+        raise LoginError(
+            "the secrets have a section [auth], and logging in needs the package authlib; install rankloom[login]"
+        )
 
 
 def visitor() -> Visitor | None:
     """Returns who looks at this page, or None if they have to log in, or are not among those who may look."""
     if not login_configured():
         return Visitor(who="", role="promoter" if changes_allowed() else "viewer")
-    if not st.user.get("is_logged_in"):
-        return None
     claims = st.user.to_dict()
+    if claims.get("is_logged_in") is not True:
+        return None
     role = role_of(claims, _secrets().get("roles", {}))
     if role is None:
         return None
     return Visitor(who=str(claims["email"]), role=role if changes_allowed() else "viewer")
 
 
-def role_of(claims: Mapping[str, Any], roles: Mapping[str, Sequence[str]]) -> Role | None:
+def address() -> str | None:
+    """Returns the address that somebody logged in with, whatever they may do; None if they did not log in."""
+    claims = st.user.to_dict() if login_configured() else {}
+    return str(claims.get("email") or "an account without an address") if claims.get("is_logged_in") is True else None
+
+
+def role_of(claims: Mapping[str, Any], roles: object) -> Role | None:
     """Returns the highest role that the address in a login's claims has.
 
     Args:
-        claims: What the identity provider says; an address that it calls not verified counts for nothing.
+        claims: What the identity provider says; an address that it does not call verified counts for nothing, as
+            anybody may have claimed it, unless `roles` has `trust_unverified_addresses = true`.
         roles: Addresses by role, with `*` for any part of one: `{"promoter": ["ada@example.org"], "viewer": ["*"]}`.
+
+    Raises:
+        LoginError: `roles` is something else.
     """
-    address = str(claims.get("email") or "").lower()
-    if not address or claims.get("email_verified") is False:
+    allowed = patterns(roles)
+    address = claims.get("email")
+    if not isinstance(address, str) or not address:
         return None
-    return next(
-        (role for role in reversed(ROLES) if any(fnmatch(address, item.lower()) for item in roles.get(role, ()))), None
-    )
+    verified = claims.get("email_verified", isinstance(roles, Mapping) and roles.get(UNVERIFIED) is True)
+    if str(verified).lower() != "true":  # some providers spell it as text
+        return None
+    lowered = address.lower()
+    return next((role for role in reversed(ROLES) if any(_fits(lowered, item) for item in allowed.get(role, ()))), None)
+
+
+def patterns(roles: object) -> dict[str, list[str]]:
+    """Returns the addresses by role, in lower case, as a section `roles` of the secrets gives them.
+
+    Raises:
+        LoginError: It is no section, names a role that there is not, or gives something else than addresses.
+    """
+    if not isinstance(roles, Mapping):
+        raise LoginError(f"in the secrets, `roles` must be a section, got {type(roles).__name__}; write [roles]")
+    found = {}
+    for role, given in roles.items():
+        if role == UNVERIFIED and isinstance(given, bool):
+            continue
+        if role not in ROLES:
+            raise LoginError(f"a role is one of {', '.join(ROLES)}, got {role!r} in [roles]; correct the secrets")
+        if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
+            raise LoginError(f'{role} in [roles] must be a list of addresses; write {role} = ["ada@example.org"]')
+        found[role] = [item.lower() for item in given]
+    return found
+
+
+def _fits(address: str, pattern: str) -> bool:
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), address) is not None
+
+
+def public_hosts() -> list[str]:
+    """Returns the name under which people reach the server from elsewhere, where logging in leads back to one."""
+    try:
+        section = _secrets().get("auth", {})
+    except LoginError:
+        return []  # every page says what is wrong
+    found = urlsplit(str(section.get("redirect_uri", ""))).hostname if isinstance(section, Mapping) else None
+    return [found] if found else []
 
 
 def may(needed: Role) -> bool:
@@ -80,6 +157,7 @@ def require(needed: Role) -> Visitor:
     Raises:
         ForbiddenError: They may not.
     """
+    check()
     found = visitor()
     if found is not None and ROLES.index(found.role) >= ROLES.index(needed):
         return found
@@ -91,6 +169,14 @@ def require(needed: Role) -> Visitor:
 
 def _secrets() -> Mapping[str, Any]:
     try:
-        return st.secrets.to_dict()
-    except FileNotFoundError:  # Streamlit's error where there is no secrets file at all
-        return {}
+        found = st.secrets.to_dict()
+    except (OSError, UnicodeDecodeError) as error:
+        # Streamlit calls a file that it cannot parse "not found", too.
+        if getattr(error, "error_id", None) == _MISSING:
+            return {}
+        raise LoginError(
+            f"the secrets, which may ask for a login, cannot be read: {error}; correct the file"
+        ) from error
+    if "roles" in found and "auth" not in found:
+        raise LoginError("the secrets have a section [roles] but none [auth], by which people log in; add it")
+    return found

@@ -15,9 +15,12 @@ import pandas as pd
 import streamlit as st
 
 from rankloom_dashboard import data, formats
+from rankloom_dashboard.access import Visitor
+from rankloom_dashboard.errors import ForbiddenError, LoginError
 from rankloom_registry import RegistryError, RegistryNotFoundError
 
 OVERVIEW, ADAPTER, COMPARE = "views/overview.py", "views/adapter.py", "views/compare.py"
+PROMOTE = "views/promote.py"
 MOST_COMPARED = 4
 
 
@@ -33,6 +36,47 @@ def registry_problems() -> Iterator[None]:
         st.code("rankloom dashboard --registry PATH", language="bash")
     except RegistryError as error:
         problem("The registry could not be read.", str(error))
+    except (ForbiddenError, LoginError) as error:
+        problem("Nothing was changed.", str(error))
+
+
+def door(address: str | None) -> None:
+    """Shows the way in, and nothing else.
+
+    Args:
+        address: With which somebody logged in who may not look; None if nobody did.
+    """
+    st.title("rankloom")
+    if address is None:
+        st.info("This registry is shown to people who log in.")
+        st.button("Log in", type="primary", on_click=st.login)
+        return
+    st.warning("You are logged in, but not among those who may see this registry. Whoever runs it can add you.")
+    st.text(address)
+    st.button("Log out", on_click=st.logout)
+
+
+def mark(visitor: Visitor, *, changes: bool) -> None:
+    """Shows what the visitor may do here and, where people log in, who they are and the way out.
+
+    Args:
+        visitor: Who looks.
+        changes: Whether the server was started so that anybody may change anything.
+    """
+    with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
+        if visitor.who:
+            st.text(visitor.who, width="content")
+        if changes:
+            st.badge(visitor.role, icon=":material/edit:" if visitor.role != "viewer" else ":material/visibility:")
+        else:
+            st.badge(
+                "read-only",
+                icon=":material/lock:",
+                color="gray",
+                help="Nothing can be changed here. `rankloom dashboard --allow-changes` starts it so that one can.",
+            )
+        if visitor.who:
+            st.button("Log out", type="tertiary", on_click=st.logout)
 
 
 def nothing_yet(explanation: str, command: str) -> None:

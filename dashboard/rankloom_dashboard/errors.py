@@ -17,3 +17,7 @@ class PortInUseError(DashboardError, OSError):
 
 class ForbiddenError(DashboardError, PermissionError):
     """Who looks at a page may not change what they wanted to change."""
+
+
+class LoginError(DashboardError, RuntimeError):
+    """People have to log in, and the configuration of that cannot be used: nobody is let in."""

@@ -7,6 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
+import webbrowser
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +20,8 @@ ADDRESS = "127.0.0.1"
 REGISTRY_VARIABLE = "RANKLOOM_REGISTRY"
 CHANGES_VARIABLE = "RANKLOOM_DASHBOARD_CHANGES"  # set here for the server, whatever the user's own environment says
 INTERRUPTED = 130
-_APP = Path(__file__).with_name("app.py")
+_SERVER = Path(__file__).with_name("server.py")
+_PATIENCE_S = 60.0
 
 
 def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_changes: bool = False) -> int:
@@ -29,7 +34,7 @@ def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_ch
         allow_changes: Let whoever opens it change the registry; by default it only shows it.
 
     Returns:
-        0 when the server ended by itself, 130 after Ctrl-C, else the server's own exit code.
+        0 when the server ended by itself or was told to, 130 after Ctrl-C, else the server's own exit code.
 
     Raises:
         InvalidPortError: The port is out of range.
@@ -41,15 +46,22 @@ def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_ch
         REGISTRY_VARIABLE: str(registry.absolute()),
         CHANGES_VARIABLE: "1" if allow_changes else "0",
     }
-    with subprocess.Popen(_command(port, headless=headless), env=environment) as server:
+    told_to_stop = threading.Event()
+    leave = "changes are allowed" if allow_changes else "read-only; --allow-changes lets it change the registry"
+    print(f"dashboard of {registry}: http://{ADDRESS}:{port} ({leave})", flush=True)
+    with subprocess.Popen([sys.executable, str(_SERVER), str(port)], env=environment) as server:
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
+            told_to_stop.set()
             server.terminate()
 
         # Ctrl-C reaches the server too, which shares the terminal; a plain `kill` of this process does not.
         before = signal.signal(signal.SIGTERM, stop)
+        if not headless:
+            threading.Thread(target=_open_browser, args=(port, server), daemon=True).start()
         try:
-            return server.wait()
+            code = server.wait()
+            return 0 if told_to_stop.is_set() else code
         except KeyboardInterrupt:
             server.terminate()
             server.wait()
@@ -58,24 +70,19 @@ def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_ch
             signal.signal(signal.SIGTERM, before)
 
 
-def _command(port: int, *, headless: bool) -> list[str]:
-    """What a user's own Streamlit settings must not change stands here: flags outrank files and variables."""
-    options = (
-        ("server.address", ADDRESS),
-        ("server.port", port),
-        ("server.headless", str(headless).lower()),
-        ("server.allowedHosts", ADDRESS),  # a foreign name that is made to resolve to this machine gets no data
-        ("server.allowedHosts", "localhost"),
-        ("server.fileWatcherType", "none"),
-        ("server.showEmailPrompt", "false"),
-        ("browser.serverAddress", ADDRESS),
-        ("browser.gatherUsageStats", "false"),
-        ("client.toolbarMode", "viewer"),
-        ("client.showErrorDetails", "none"),
-        ("client.showErrorLinks", "false"),
-    )
-    flags = [text for name, value in options for text in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "streamlit", "run", str(_APP), *flags]
+def _open_browser(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Opens the first page as soon as there is one; where there is no screen, a browser would be one of text."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return
+    address, deadline = f"http://{ADDRESS}:{port}", time.monotonic() + _PATIENCE_S
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/_stcore/health", timeout=5).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            webbrowser.open(address)
+            return
 
 
 def _check_port(port: int) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,29 @@ def test_a_port_in_use_is_one_message(tmp_path: Path) -> None:
         with pytest.raises(PortInUseError, match=f"port {port} .* --port") as caught:
             launch(tmp_path / "registry.duckdb", port, headless=True)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_the_browser_opens_once_there_is_a_page(tmp_path: Path) -> None:
+    seen, browser = tmp_path / "seen", tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho $1 > {seen}.partial && mv {seen}.partial {seen}\n")
+    browser.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = (
+        "import sys; from pathlib import Path; import rankloom_dashboard as r; r.launch(Path(sys.argv[1]), {port})"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths, "BROWSER": str(browser), "DISPLAY": ":0"}
+    arguments = [sys.executable, "-c", command.format(port=port), str(tmp_path / "registry.duckdb")]
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        deadline = time.monotonic() + 60
+        while not seen.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        server.terminate()
+        said, _ = server.communicate(timeout=30)
+    assert seen.read_text().strip() == f"http://127.0.0.1:{port}"
+    assert f"http://127.0.0.1:{port} (read-only" in said
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
