@@ -21,3 +21,7 @@ class ForbiddenError(DashboardError, PermissionError):
 
 class LoginError(DashboardError, RuntimeError):
     """People have to log in, and the configuration of that cannot be used: nobody is let in."""
+
+
+class BusyError(DashboardError, RuntimeError):
+    """What is asked for is done for somebody else at the moment."""

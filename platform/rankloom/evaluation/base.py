@@ -50,40 +50,76 @@ class SharedBase:
             PromotionError: The base at hand is not what the adapters were trained on.
             RegistryError: There is no such adapter, or its files are gone or changed.
         """
-        found = [registry.adapter(ref) for ref in refs]
-        self.adapters = tuple({adapter.adapter_id: adapter for adapter in found}.values())
-        first, *others = self.adapters
+        self._registry = registry
+        self.adapters = _each_once(registry, refs)
+        first = self.adapters[0]
         self.config = search_settings(registry, first)
+        self._check(self.adapters)
+        self._folders = {adapter.adapter_id: registry.checkout(adapter) for adapter in self.adapters}
+        self.base = base_of(registry, first, base)
+
+    def load(self) -> None:
+        """Bring the base and all adapters into memory."""
+        first = self.adapters[0].adapter_id
+        self._names = {first: "adapter0"}  # PEFT takes no dot in a name
+        self.resident, self.model = load_with_adapter(
+            self._folders[first], self.base, self.config, adapter_name=self._names[first]
+        )
+        self._check_biases(self.adapters[0])
+        for adapter in self.adapters[1:]:
+            self._add(adapter)
+
+    def take(self, refs: Sequence[str]) -> None:
+        """Take other adapters in place of those at hand; the base stays in memory.
+
+        Args:
+            refs: One adapter or more of the same base, as for a new object.
+
+        Raises:
+            ModelError: They need another base, or the same one quantized in another way.
+            RegistryError: There is no such adapter, or its files are gone or changed.
+        """
+        adapters = _each_once(self._registry, refs)
+        self._check((self.adapters[0], *adapters))
+        self._folders |= {adapter.adapter_id: self._registry.checkout(adapter) for adapter in adapters}
+        for adapter in adapters:
+            if adapter.adapter_id not in self._names:
+                self._add(adapter)
+        self.adapters = adapters
+        for adapter_id in self._names.keys() - {adapter.adapter_id for adapter in adapters}:
+            self.model.delete_adapter(self._names.pop(adapter_id))
+
+    def _add(self, adapter: Adapter) -> None:
+        taken = set(self._names.values())
+        name = next(name for place in range(len(taken) + 1) if (name := f"adapter{place}") not in taken)
+        folder = self._folders[adapter.adapter_id]
+        try:
+            self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+        except ValueError as error:
+            raise ModelError(f"the adapter in {folder} cannot lie beside others: {error}; take it alone") from error
+        self._names[adapter.adapter_id] = name
+        self._check_biases(adapter)
+
+    def _check(self, adapters: Sequence[Adapter]) -> None:
+        first, *others = adapters
         for other in others:
             if other.base_content_root != first.base_content_root:
                 raise ModelError(
                     f"adapters {first.adapter_id} and {other.adapter_id} belong to different bases, so they cannot "
                     "share one; take them one after the other"
                 )
-            if search_settings(registry, other).quantization != self.config.quantization:
+            if search_settings(self._registry, other).quantization != self.config.quantization:
                 raise ModelError(
                     f"the searches of {first.adapter_id} and {other.adapter_id} quantized the base in different ways, "
                     "so the adapters cannot share one; take them one after the other"
                 )
-        self._folders = [registry.checkout(adapter) for adapter in self.adapters]
-        self.base = base_of(registry, first, base)
 
-    def load(self) -> None:
-        """Bring the base and all adapters into memory."""
-        names = [f"adapter{place}" for place in range(len(self.adapters))]  # PEFT takes no dot in a name
-        self._names = dict(zip([adapter.adapter_id for adapter in self.adapters], names, strict=True))
-        self.resident, self.model = load_with_adapter(self._folders[0], self.base, self.config, adapter_name=names[0])
-        for name, folder in zip(names[1:], self._folders[1:], strict=True):
-            try:
-                self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-            except ValueError as error:
-                raise ModelError(f"the adapter in {folder} cannot lie beside others: {error}; take it alone") from error
-        for adapter, name in zip(self.adapters, names, strict=True):
-            if getattr(self.model.peft_config[name], "bias", "none") != "none":
-                raise ModelError(
-                    f"adapter {adapter.adapter_id} also trained the base's biases, which cannot be switched off again: "
-                    "what is measured beside it would not be the base"
-                )
+    def _check_biases(self, adapter: Adapter) -> None:
+        if getattr(self.model.peft_config[self._names[adapter.adapter_id]], "bias", "none") != "none":
+            raise ModelError(
+                f"adapter {adapter.adapter_id} also trained the base's biases, which cannot be switched off again: "
+                "what is measured beside it would not be the base"
+            )
 
     @contextmanager
     def active(self, subject: str) -> Iterator[PeftModel]:
@@ -107,6 +143,11 @@ class SharedBase:
         """
         self.model.unload()
         self.resident.assert_unchanged()
+
+
+def _each_once(registry: Registry, refs: Sequence[str]) -> tuple[Adapter, ...]:
+    found = [registry.adapter(ref) for ref in refs]
+    return tuple({adapter.adapter_id: adapter for adapter in found}.values())
 
 
 def base_of(registry: Registry, adapter: Adapter, given: str | None = None) -> BaseModel:
