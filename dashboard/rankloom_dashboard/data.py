@@ -24,6 +24,7 @@ from rankloom_registry import (
     Registry,
     SearchRecord,
     StepMetrics,
+    Summary,
     TrialRecord,
 )
 
@@ -74,6 +75,11 @@ def glance() -> Glance:
     return _glance(*_key())
 
 
+def summary() -> Summary:
+    """Reads how much the registry holds, and the latest of everything."""
+    return _summary(*_key())
+
+
 def search_details(ref: str) -> SearchDetails:
     """Reads one search by id, id prefix or name."""
     return _search_details(*_key(), ref)
@@ -112,6 +118,11 @@ def _glance(path: str, stamp: _Stamp) -> Glance:
             bases=registry.bases(),
             promotions=registry.promotions(),
         )
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _summary(path: str, stamp: _Stamp) -> Summary:
+    return Registry.open(path, wait_s=WAIT_SECONDS).summary()
 
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)

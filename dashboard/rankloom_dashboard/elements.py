@@ -20,7 +20,7 @@ from rankloom_dashboard.errors import ForbiddenError, LoginError
 from rankloom_registry import RegistryError, RegistryNotFoundError
 
 OVERVIEW, ADAPTER, COMPARE = "views/overview.py", "views/adapter.py", "views/compare.py"
-PROMOTE = "views/promote.py"
+SEARCH, ADAPTERS, PROMOTE = "views/search.py", "views/adapters.py", "views/promote.py"
 MOST_COMPARED = 4
 
 

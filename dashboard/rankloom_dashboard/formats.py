@@ -106,3 +106,8 @@ def target_modules(params: Mapping[str, Any]) -> str:
 def shorten(identifier: str, length: int = 10) -> str:
     """Cuts an identifier for a place where the whole would not fit."""
     return identifier if len(identifier) <= length + 2 else f"{identifier[:length]}…"
+
+
+def cut(text: str, length: int = 2000) -> str:
+    """Cuts a text that others wrote to what a page can show, and says so."""
+    return text if len(text) <= length else f"{text[:length]}… (cut: {len(text):,} characters in all)"

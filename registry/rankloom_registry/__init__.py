@@ -61,6 +61,7 @@ from rankloom_registry.records import (
 from rankloom_registry.registry import Registry
 from rankloom_registry.store.database import Rows
 from rankloom_registry.store.recovery import RebuildReport
+from rankloom_registry.summary import BestAdapter, Counts, FailedTrial, InUse, Summary
 from rankloom_registry.weights.measures import AdapterWeights, ModuleWeights, read_weights
 from rankloom_registry.weights.similarity import ModuleSimilarity, Similarity, compare_weights
 from rankloom_registry.weights.touched import touched_tensors
@@ -82,13 +83,17 @@ __all__ = [
     "BaseNotFoundError",
     "BaseRecord",
     "BaseSeen",
+    "BestAdapter",
+    "Counts",
     "Evaluated",
     "EvaluationRecord",
     "Event",
     "EventError",
     "EventRecord",
+    "FailedTrial",
     "FingerprintError",
     "Imported",
+    "InUse",
     "InvalidNameError",
     "Lineage",
     "MissingPackageError",
@@ -116,6 +121,7 @@ __all__ = [
     "SignatureError",
     "Similarity",
     "StepMetrics",
+    "Summary",
     "TensorSpan",
     "TrialEnded",
     "TrialRecord",

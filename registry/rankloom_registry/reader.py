@@ -30,6 +30,7 @@ from rankloom_registry.records import (
 from rankloom_registry.references import choose
 from rankloom_registry.store.database import STATEMENT_ERRORS, first_line, select
 from rankloom_registry.store.views import trials_of
+from rankloom_registry.summary import Summary, read_summary
 
 _Record = TypeVar("_Record")
 _NEAR = 20
@@ -226,6 +227,16 @@ class Reader(ABC):
             alias_moves=self._read(AliasMove, moves, [id_]),
             events=self.events(id_),
         )
+
+    def summary(self, limit: int = 8) -> Summary:
+        """The registry at a glance: how much it holds, and the latest of everything.
+
+        Args:
+            limit: The most rows of each list.
+        """
+        check_limit(limit)
+        with self._reading() as connection:
+            return read_summary(connection, limit)
 
     def events(self, subject: str | None = None, limit: int = 200) -> list[EventRecord]:
         """What was recorded, last first.

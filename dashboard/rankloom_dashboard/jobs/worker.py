@@ -18,6 +18,7 @@ from typing import Any
 from rankloom.errors import RankloomError
 from rankloom_dashboard.jobs.evaluating import evaluate
 from rankloom_dashboard.jobs.playing import play
+from rankloom_dashboard.jobs.verifying import verify
 from rankloom_registry import RegistryError, acting_for
 
 INTERRUPTED = 130
@@ -64,6 +65,7 @@ class Talk:
 WORK: dict[str, Callable[[dict[str, Any], Talk], dict[str, Any]]] = {
     "evaluate": evaluate,
     "playground": play,
+    "verify": verify,
 }
 
 
