@@ -40,6 +40,8 @@ def _pages() -> list[st.Page]:
         st.Page(elements.OVERVIEW, title="Overview", url_path="overview", default=True),
         st.Page(elements.ADAPTER, title="Adapter", url_path="adapter"),
         st.Page(elements.COMPARE, title="Compare", url_path="compare"),
+        st.Page(elements.EVALUATE, title="Evaluate", url_path="evaluate"),
+        st.Page(elements.PLAYGROUND, title="Playground", url_path="playground"),
     ]
 
 

@@ -101,7 +101,7 @@ def cancel_job(job_id: str) -> None:
 
 
 @change("editor")
-def start_playground(refs: tuple[str, ...]) -> Playground:
+def start_playground(refs: tuple[str, ...], *, base: str | None = None) -> Playground:
     """Loads adapters and their base to talk to; whoever does that again lets go of what they had."""
     who = access.require("editor").who
     for job in board().all("playground"):
@@ -109,7 +109,7 @@ def start_playground(refs: tuple[str, ...]) -> Playground:
             if job.who != who:
                 raise BusyError("somebody else uses the playground; it is free when they end it, or do not use it")
             job.cancel()
-    order = {"registry": str(data.registry_path()), "refs": list(refs)}
+    order = {"registry": str(data.registry_path()), "refs": list(refs), "base": base}
     return board().start("playground", order, who, make=Playground)
 
 

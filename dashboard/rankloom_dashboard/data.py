@@ -13,6 +13,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from rankloom.evaluation.report import Report, load_report, report_file
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
 from rankloom_registry import (
     Adapter,
@@ -29,6 +30,7 @@ from rankloom_registry import (
 )
 
 ADAPTERS_SHOWN = 1000
+_OFFERED = 300  # of what a page offers to choose from
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
 _Stamp = tuple[tuple[int, int], ...]
 
@@ -90,6 +92,26 @@ def adapter_details(ref: str) -> AdapterDetails:
     return _adapter_details(*_key(), ref)
 
 
+def available_adapters() -> list[Adapter]:
+    """Reads the newest adapters that have files, a few hundred of them."""
+    return _available_adapters(*_key())
+
+
+def evaluations() -> list[EvaluationRecord]:
+    """Reads the newest evaluations of all adapters, a few hundred of them."""
+    return _evaluations(*_key())
+
+
+def report(evaluation_id: str) -> Report:
+    """Reads what was kept of an evaluation row by row; shared by all pages, so nobody may change it.
+
+    Raises:
+        DataError: It is not there.
+    """
+    file = report_file(registry_path(), evaluation_id)
+    return _report(file, _stamp(file))
+
+
 def verify(adapter: Adapter) -> None:
     """Hashes the adapter's files again; never remembered, since it asks about the files and not about the database."""
     with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
@@ -144,6 +166,25 @@ def _metrics_of(registry: Registry, search_id: str) -> dict[str, list[StepMetric
     )
     points = (StepMetrics(**row) for row in rows)
     return {trial_id: list(mine) for trial_id, mine in groupby(points, key=lambda point: point.trial_id)}
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _available_adapters(path: str, stamp: _Stamp) -> list[Adapter]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return registry.adapters("status = 'available'", limit=_OFFERED)
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _evaluations(path: str, stamp: _Stamp) -> list[EvaluationRecord]:
+    columns = ", ".join(field.name for field in fields(EvaluationRecord))
+    query = f"SELECT {columns} FROM evaluations ORDER BY created_at DESC, evaluation_id"
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return [EvaluationRecord(**row) for row in registry.sql(query, limit=_OFFERED)]
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _report(file: Path, stamp: tuple[int, int]) -> Report:
+    return load_report(file)
 
 
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)

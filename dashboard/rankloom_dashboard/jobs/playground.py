@@ -71,23 +71,26 @@ class Playground(Job):
         """Whether a model still speaks."""
         return bool(self.turns) and self.state == "running" and not _over(self.turns[-1])
 
-    def ask(self, prompt: str, *, system: str, settings: Mapping[str, Any]) -> None:
+    def ask(self, prompt: str, *, system: str, settings: Mapping[str, Any], chat: bool = True) -> None:
         """Ask every model at once; each goes on from its own earlier answers.
 
         Args:
             prompt: What to say.
             system: The system prompt; empty for none.
+            chat: Whether the model's chat template formats the conversation; it is plain text otherwise.
             settings: Fields of `rankloom.evaluation.generation.Sampling`.
         """
         if not self.ready:
             return
         self.problem = ""
         subjects = ("base", *self.adapters)
+        chat = chat and self.chat
+        system = system if chat else ""
         conversations = {subject: self._messages(subject, prompt, system) for subject in subjects}
         self._asked += 1
         answers = {subject: Answer() for subject in subjects}
         self.turns.append(Turn(number=self._asked, prompt=prompt, answers=answers))
-        wanted = {"turn": self._asked, "conversations": conversations, "settings": dict(settings)}
+        wanted = {"turn": self._asked, "conversations": conversations, "settings": dict(settings), "chat": chat}
         self.say({"generate": wanted})
 
     def load(self, refs: Sequence[str]) -> None:
@@ -122,7 +125,7 @@ class Playground(Job):
                 super().take(message)
 
     def _messages(self, subject: str, prompt: str, system: str) -> list[dict[str, str]]:
-        said = [{"role": "system", "content": system}] if system and self.chat else []
+        said = [{"role": "system", "content": system}] if system else []
         for turn in self.turns:
             said.append({"role": "user", "content": turn.prompt})
             said.append({"role": "assistant", "content": turn.answers[subject].text})

@@ -33,7 +33,7 @@ def play(order: dict[str, Any], tell: Talk) -> dict[str, Any]:
     What is told: `ready`; `turn` and its `answers` by subject (text, tokens, seconds, and why it ended); `problem`.
 
     Args:
-        order: `registry`, `refs`, and maybe `idle_s`.
+        order: `registry`, `refs`, and maybe `base` and `idle_s`.
         tell: Says `generate`, `stop`, `load` and `end`.
 
     Returns:
@@ -44,7 +44,7 @@ def play(order: dict[str, Any], tell: Talk) -> dict[str, Any]:
 
     hush()
     tell({"progress": ["prove the base", 0, 2]})
-    shared = SharedBase(Registry.open(order["registry"]), order["refs"])
+    shared = SharedBase(Registry.open(order["registry"]), order["refs"], base=order.get("base"))
     tell({"progress": ["load the base", 1, 2]})
     shared.load()
     tell({"progress": ["load the base", 2, 2]})
@@ -121,7 +121,7 @@ def _begin(shared: SharedBase, wanted: Mapping[str, Any]) -> dict[str, Continuat
     context = _context(shared)
     answers = {}
     for subject, messages in wanted["conversations"].items():
-        prompt = _encode(shared, messages)
+        prompt = _encode(shared, messages, chat=wanted["chat"])
         settings = dict(wanted["settings"])
         if context is not None:
             if len(prompt) >= context:
@@ -133,13 +133,13 @@ def _begin(shared: SharedBase, wanted: Mapping[str, Any]) -> dict[str, Continuat
     return answers
 
 
-def _encode(shared: SharedBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def _encode(shared: SharedBase, messages: Sequence[Mapping[str, Any]], *, chat: bool) -> list[int]:
     from jinja2 import TemplateError
 
     from rankloom.tokens import encode_prompt
 
     tokenizer = shared.resident.tokenizer
-    if not tokenizer.chat_template:
+    if not chat or not tokenizer.chat_template:
         return encode_prompt("".join(message["content"] for message in messages), tokenizer)
     try:
         return encode_prompt(list(map(dict, messages)), tokenizer)

@@ -9,9 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rankloom.promotion.drift import paired_interval
-from rankloom.training.evaluation import Evaluation
-
 # From which difference on a row counts as worse: nats a token, or a share.
 MARGINS = {"loss": 0.1, "exact_match": 0.0, "rouge_l": 0.1}
 LOWER_IS_BETTER = ("loss",)
@@ -119,6 +116,9 @@ def compare(
 
 
 def _interval(old: _Values, new: _Values, weight: _Values) -> tuple[float | None, float | None]:
+    from rankloom.promotion.drift import paired_interval  # needs torch, and whoever reads a comparison does not
+    from rankloom.training.evaluation import Evaluation
+
     before, after = (Evaluation(row_nll=tuple(values * weight), row_tokens=tuple(weight)) for values in (old, new))
     return paired_interval(before, after) or (None, None)
 

@@ -50,7 +50,7 @@ def ask(playground: Playground, prompt: str = PROMPT, system: str = "", **settin
     return {subject: answer.text for subject, answer in playground.turns[-1].answers.items()}
 
 
-def alone(trained: Any, subject: str, messages: list[dict[str, str]], adapter: str | None = None) -> str:
+def alone(trained: Any, subject: str, messages: str | list[dict[str, str]], adapter: str | None = None) -> str:
     """What a model says with only that adapter loaded."""
     shared = SharedBase(Registry.open(trained.registry), [adapter or subject])
     shared.load()
@@ -100,6 +100,18 @@ def test_adapters_are_swapped_on_the_base_that_is_there(trained: Any, start: Cal
     playground.load([good])
     until(lambda: playground.ready)
     assert ask(playground) == first and playground.problem == ""
+
+
+def test_a_conversation_can_be_plain_text(trained: Any, start: Callable[..., Playground]) -> None:
+    good = trained.adapters[0]
+    playground = start(good)
+    playground.ask(PROMPT, system="ignored", settings=SETTINGS, chat=False)
+    until(lambda: playground.ready)
+    first = playground.turns[0].answers[good].text
+    assert first == alone(trained, good, PROMPT)
+    playground.ask(" so", system="", settings=SETTINGS, chat=False)
+    until(lambda: playground.ready)
+    assert playground.turns[1].answers[good].text == alone(trained, good, f"{PROMPT}{first} so")
 
 
 def test_a_model_can_be_stopped_and_asked_again(trained: Any, start: Callable[..., Playground]) -> None:
