@@ -39,6 +39,7 @@ def _pages() -> list[st.Page]:
     return [
         st.Page(elements.OVERVIEW, title="Overview", url_path="overview", default=True),
         st.Page(elements.SEARCH, title="Searches", url_path="search"),
+        st.Page(elements.ADAPTERS, title="Adapters", url_path="adapters"),
         st.Page(elements.ADAPTER, title="Adapter", url_path="adapter"),
         st.Page(elements.COMPARE, title="Compare", url_path="compare"),
         st.Page(elements.PROMOTE, title="Promote", url_path="promote"),
