@@ -18,7 +18,7 @@ from _world import random_rows
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.hush import hush
-from rankloom.training.exchange import LocalExchange, Orders, TrialSpec
+from rankloom.training.exchange import Free, LocalExchange, Orders, TrialSpec
 from rankloom.training.packed.engine import PackedEngine
 from rankloom.training.resident import ResidentBase, load_resident_base
 from rankloom.training.trial import peak_memory_bytes, release_memory, reset_peak_memory
@@ -121,7 +121,7 @@ class TimedExchange(LocalExchange):
         self._spans: dict[str, tuple[float, float]] = {}
         self.losses: dict[str, list[float]] = {spec.trial_id: [] for spec in specs}
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
         orders = super().orders(free, wait_s)
         # As a lane's exchange does; an engine that has empty slots would otherwise ask again and again.
         if wait_s and not (orders.trials or orders.verdicts or orders.over):

@@ -15,7 +15,7 @@ from datasets import load_from_disk
 from ray import tune
 
 from rankloom.hush import hush
-from rankloom.training.exchange import Orders, Outcome, Report, TrialSpec, Verdict
+from rankloom.training.exchange import Free, Orders, Outcome, Report, TrialSpec, Verdict
 from rankloom.training.resident import load_resident_base
 
 
@@ -77,7 +77,7 @@ class RungExchange:
         self.results: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.verdicts: SimpleQueue[Verdict] = SimpleQueue()
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
         if not free:
             return Orders(verdicts={self._trial_id: self.verdicts.get()})
         trials, self._trials = self._trials, ()

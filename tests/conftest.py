@@ -1,4 +1,6 @@
-"""Tiny real things that many tests share: a Llama of two layers with its tokenizer, rows to learn, a trained search."""
+"""Tiny real things that many tests share: a Llama of two layers with a tokenizer of its own, rows to learn, and a
+search of two adapters of it, made once and copied where it changes.
+"""
 
 from __future__ import annotations
 

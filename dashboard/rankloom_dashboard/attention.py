@@ -12,7 +12,7 @@ import streamlit as st
 
 from rankloom_dashboard import access, data, elements, formats, upkeep
 from rankloom_dashboard.jobs.job import Job, board
-from rankloom_registry import Summary
+from rankloom_registry import SearchRecord, Summary
 
 STAGES = {"starting": "starting", "verify files": "hashing the files of adapters"}  # what a job may say, for people
 _ICONS = {"error": ":material/error:", "warning": ":material/warning:", "info": ":material/info:"}
@@ -35,20 +35,26 @@ class Concern:
     rows: Sequence[Mapping[str, Any]]
 
 
-def concerns(summary: Summary, found: upkeep.Inspection | None, verified: Mapping[str, Any] | None) -> list[Concern]:
+def concerns(
+    summary: Summary,
+    found: upkeep.Inspection | None,
+    verified: Mapping[str, Any] | None,
+    lost: Sequence[SearchRecord] = (),
+) -> list[Concern]:
     """Says what needs attention, the worst first.
 
     Args:
         summary: The registry at a glance.
         found: What lies beside it; None while nobody has looked.
         verified: What `jobs.verifying.verify` found last, if anything.
+        lost: Searches that are recorded as running and whose process is gone.
     """
     return [
         concern
         for concern in (
             *_files(found, verified),
             *_bases(summary, found),
-            *_searches(summary),
+            *_searches(summary, lost),
             *_refused(summary),
             *_failed(summary),
         )
@@ -98,9 +104,15 @@ def _bases(summary: Summary, found: upkeep.Inspection | None) -> list[Concern]:
     ]
 
 
-def _searches(summary: Summary) -> list[Concern]:
+def _searches(summary: Summary, lost: Sequence[SearchRecord]) -> list[Concern]:
     failed = [search for search in summary.searches if search.status == "failed"]
     return [
+        Concern(
+            level="error",
+            headline=f"{formats.counted(len(lost), 'search', 'searches')} ended without a word",
+            advice="Its process is gone. `rankloom search CONFIG.yaml --resume` goes on where it was.",
+            rows=[{"search": search.name, "started": formats.ago(search.created_at)} for search in lost],
+        ),
         Concern(
             level="error",
             headline=f"Of the latest searches {len(failed)} failed",
@@ -113,7 +125,7 @@ def _searches(summary: Summary) -> list[Concern]:
                 }
                 for search in failed
             ],
-        )
+        ),
     ]
 
 
@@ -156,11 +168,11 @@ def _failed(summary: Summary) -> list[Concern]:
     ]
 
 
-def show(summary: Summary, found: upkeep.Inspection | None) -> None:
+def show(summary: Summary, found: upkeep.Inspection | None, lost: Sequence[SearchRecord]) -> None:
     """Shows what needs attention."""
     st.subheader("Needs attention")
     last = next((job for job in board().all("verify") if job.state == "done"), None)
-    every = concerns(summary, found, last.result if last else None)
+    every = concerns(summary, found, last.result if last else None, lost)
     for at, concern in enumerate(every):
         with st.expander(concern.headline, icon=_ICONS[concern.level], key=f"concern-{at}"):
             st.caption(concern.advice)

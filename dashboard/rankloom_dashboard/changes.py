@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from rankloom import control
+from rankloom.merging import Recipe, Verify
+from rankloom.outputs import MANIFEST, free_output
+from rankloom.promotion import Format
 from rankloom_dashboard import access, data
 from rankloom_dashboard.access import Role
-from rankloom_dashboard.errors import BusyError
+from rankloom_dashboard.errors import BusyError, ReasonMissingError
 from rankloom_dashboard.jobs.job import Job, board
 from rankloom_dashboard.jobs.playground import Playground
 from rankloom_registry import (
@@ -77,7 +82,85 @@ def discard(refs: tuple[str, ...], *, reason: str) -> list[Adapter]:
 @change("promoter")
 def undo_promotion(ref: str, *, why: str) -> tuple[PromotionRecord, AliasMove | None]:
     """Undoes an adapter's last promotion."""
-    return undo(_registry(), ref, why=why)
+    return undo(_registry(), ref, why=_reason(why))
+
+
+@change("promoter")
+def start_promotion(
+    ref: str,
+    output: str,
+    *,
+    why: str,
+    format: Format = "safetensors",
+    recipe: Recipe = "full-precision",
+    gguf_type: str | None = None,
+    alias: str | None = None,
+    verify: Verify = "sampled",
+    compare: bool = True,
+    base: str | None = None,
+    dataset: str | None = None,
+    tolerance: float | None = None,
+    force: bool = False,
+) -> str:
+    """Starts a promotion, as `rankloom.promotion.promote.promote` does it; returns the id of its job.
+
+    Raises:
+        ReasonMissingError: No reason is given.
+        RankloomError: There can be no such output.
+    """
+    why = _reason(why)
+    folder = Path(output).expanduser().absolute()
+    if not (folder / MANIFEST).is_file():  # one that was made and not recorded is recorded by the same promotion
+        free_output(folder)
+    order = {
+        "registry": str(data.registry_path()),
+        "adapter": _registry().adapter(ref).adapter_id,
+        "output": str(folder),
+        "format": format,
+        "recipe": recipe,
+        "gguf_type": gguf_type,
+        "alias": alias,
+        "reason": why,
+        "verify": verify,
+        "compare": compare,
+        "base": base,
+        "dataset": dataset,
+        "tolerance": tolerance,
+        "force": force,
+    }
+    return board().start("promote", order, access.require("promoter").who).job_id
+
+
+@change("promoter")
+def cancel_promotion(job_id: str) -> None:
+    """Stops a promotion; the same one goes on later from where it was."""
+    job = board().find(job_id)
+    if job is not None and job.kind == "promote":
+        job.cancel()
+
+
+def _reason(why: str) -> str:
+    if not why.strip():
+        raise ReasonMissingError("this is recorded with its reason: say why")
+    return why.strip()
+
+
+@change("editor")
+def stop_trial(search: str, number: int, *, why: str) -> None:
+    """Stops a trial of a search that runs; its adapter is kept."""
+    control.stop_trial(_registry(), search, number, why=why)
+
+
+@change("editor")
+def stop_search(search: str, *, why: str) -> None:
+    """Interrupts a search that runs; it can be resumed."""
+    control.stop_search(_registry(), search, why=why)
+
+
+@change("editor")
+def add_trials(search: str, count: int) -> None:
+    """Lets a search that runs propose so many more trials."""
+    control.add_trials(_registry(), search, count)
 
 
 @change("editor")

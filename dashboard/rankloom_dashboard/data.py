@@ -13,7 +13,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from rankloom.evaluation.report import Report, load_report, report_file
+from rankloom import control
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
 from rankloom_registry import (
     Adapter,
@@ -21,28 +21,23 @@ from rankloom_registry import (
     BaseRecord,
     EvaluationRecord,
     EventRecord,
+    Lineage,
     PromotionRecord,
     Registry,
     SearchRecord,
     StepMetrics,
     Summary,
     TrialRecord,
+    TrialSpan,
 )
+from rankloom_registry.artifacts.place import WEIGHTS
+from rankloom_registry.errors import ArtifactError
+from rankloom_registry.formats.safetensors import read_safetensors_header
+from rankloom_registry.store.snapshots import POINTER, Snapshots
 
-ADAPTERS_SHOWN = 1000
-_OFFERED = 300  # of what a page offers to choose from
+_OFFERED = 50
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
-_Stamp = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Glance:
-    """What the registry holds, newest first."""
-
-    searches: list[SearchRecord]
-    adapters: list[Adapter]
-    bases: list[BaseRecord]
-    promotions: list[PromotionRecord]
+Stamp = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +51,7 @@ class SearchDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterDetails:
-    """One adapter with all that was recorded about it."""
+    """One adapter with all that was recorded about it; `prior` is trial 0 of its search."""
 
     adapter: Adapter
     base: BaseRecord | None
@@ -65,6 +60,7 @@ class AdapterDetails:
     evaluations: list[EvaluationRecord]
     promotions: list[PromotionRecord]
     events: list[EventRecord]
+    lineage: Lineage | None
 
 
 def registry_path() -> Path:
@@ -72,44 +68,47 @@ def registry_path() -> Path:
     return Path(os.environ.get(REGISTRY_VARIABLE) or "registry.duckdb").absolute()
 
 
-def glance() -> Glance:
-    """Reads what the registry holds."""
-    return _glance(*_key())
-
-
 def summary() -> Summary:
     """Reads how much the registry holds, and the latest of everything."""
-    return _summary(*_key())
+    return _summary(*key())
+
+
+def newest_available() -> list[Adapter]:
+    """Reads the newest adapters whose files were kept."""
+    return _newest_available(*key())
+
+
+def searches() -> list[SearchRecord]:
+    """Reads all searches, newest first."""
+    return _searches(*key())
+
+
+def status_now(search: SearchRecord) -> str:
+    """Returns the status of a search; that of one whose process died without a word is `interrupted`."""
+    if search.status != "running":
+        return search.status
+    with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
+        return control.status_now(registry, search)
+
+
+def trial_spans(search_id: str) -> list[TrialSpan]:
+    """Reads which trial of a search held which slot of which lane, and when."""
+    return _trial_spans(*key(), search_id)
+
+
+def rank_bytes(base_content_root: str) -> dict[str, float]:
+    """Reads how many bytes of weights one rank takes, by target modules, from adapters on a base that are kept here."""
+    return _rank_bytes(*key(), base_content_root)
 
 
 def search_details(ref: str) -> SearchDetails:
     """Reads one search by id, id prefix or name."""
-    return _search_details(*_key(), ref)
+    return _search_details(*key(), ref)
 
 
 def adapter_details(ref: str) -> AdapterDetails:
     """Reads one adapter by id, id prefix, name or name@alias."""
-    return _adapter_details(*_key(), ref)
-
-
-def available_adapters() -> list[Adapter]:
-    """Reads the newest adapters that have files, a few hundred of them."""
-    return _available_adapters(*_key())
-
-
-def evaluations() -> list[EvaluationRecord]:
-    """Reads the newest evaluations of all adapters, a few hundred of them."""
-    return _evaluations(*_key())
-
-
-def report(evaluation_id: str) -> Report:
-    """Reads what was kept of an evaluation row by row; shared by all pages, so nobody may change it.
-
-    Raises:
-        DataError: It is not there.
-    """
-    file = report_file(registry_path(), evaluation_id)
-    return _report(file, _stamp(file))
+    return _adapter_details(*key(), ref)
 
 
 def verify(adapter: Adapter) -> None:
@@ -118,9 +117,12 @@ def verify(adapter: Adapter) -> None:
         registry.verify(adapter)
 
 
-def _key() -> tuple[str, _Stamp]:
+def key() -> tuple[str, Stamp]:
+    """Returns what a read is remembered by: the registry, and when its files changed last."""
     path = registry_path()
-    return str(path), tuple(_stamp(file) for file in (path, path.with_name(f"{path.name}.wal")))
+    # While a search keeps the file its snapshots are read, and one can come later than the last change of the file.
+    pointer = Snapshots(path).folder / POINTER
+    return str(path), tuple(_stamp(file) for file in (path, path.with_name(f"{path.name}.wal"), pointer))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -132,23 +134,51 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _glance(path: str, stamp: _Stamp) -> Glance:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        return Glance(
-            searches=registry.searches(),
-            adapters=registry.adapters(limit=ADAPTERS_SHOWN),
-            bases=registry.bases(),
-            promotions=registry.promotions(),
-        )
-
-
-@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _summary(path: str, stamp: _Stamp) -> Summary:
+def _summary(path: str, stamp: Stamp) -> Summary:
     return Registry.open(path, wait_s=WAIT_SECONDS).summary()
 
 
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _newest_available(path: str, stamp: Stamp) -> list[Adapter]:
+    return Registry.open(path, wait_s=WAIT_SECONDS).adapters("status = 'available'", limit=_OFFERED)
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
+def _searches(path: str, stamp: Stamp) -> list[SearchRecord]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return registry.searches()
+
+
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _search_details(path: str, stamp: _Stamp, ref: str) -> SearchDetails:
+def _trial_spans(path: str, stamp: Stamp, search_id: str) -> list[TrialSpan]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        return registry.trial_spans(search_id)
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _rank_bytes(path: str, stamp: Stamp, base_content_root: str) -> dict[str, float]:
+    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
+        if not isinstance(registry.artifacts.root, Path):
+            return {}  # at a URL: a page must not wait for it
+        literal = base_content_root.replace("'", "''")
+        rows = registry.sql(
+            "SELECT target_modules, arg_min(r, adapter_id) AS r, arg_min(artifact_path, adapter_id) AS folder "
+            f"FROM adapters WHERE base_content_root = '{literal}' AND status = 'available' AND r > 0 "
+            "AND target_modules IS NOT NULL GROUP BY target_modules"
+        )
+        found = {}
+        for row in rows:
+            weights = registry.artifacts.root / row["folder"] / WEIGHTS
+            try:
+                size = weights.stat().st_size - read_safetensors_header(weights).data_start
+                found[row["target_modules"]] = size / row["r"]
+            except (OSError, ArtifactError):
+                continue  # its files are gone, or kept in parts: there may be another group
+        return found
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _search_details(path: str, stamp: Stamp, ref: str) -> SearchDetails:
     with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         search = registry.search(ref)
         trials = registry.trials(search.search_id)
@@ -168,40 +198,22 @@ def _metrics_of(registry: Registry, search_id: str) -> dict[str, list[StepMetric
     return {trial_id: list(mine) for trial_id, mine in groupby(points, key=lambda point: point.trial_id)}
 
 
-@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _available_adapters(path: str, stamp: _Stamp) -> list[Adapter]:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        return registry.adapters("status = 'available'", limit=_OFFERED)
-
-
-@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _evaluations(path: str, stamp: _Stamp) -> list[EvaluationRecord]:
-    columns = ", ".join(field.name for field in fields(EvaluationRecord))
-    query = f"SELECT {columns} FROM evaluations ORDER BY created_at DESC, evaluation_id"
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        return [EvaluationRecord(**row) for row in registry.sql(query, limit=_OFFERED)]
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _report(file: Path, stamp: tuple[int, int]) -> Report:
-    return load_report(file)
-
-
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)
-def _adapter_details(path: str, stamp: _Stamp, ref: str) -> AdapterDetails:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        adapter = registry.adapter(ref)
-        trials = registry.trials(adapter.search_id) if adapter.search_id else []
+def _adapter_details(path: str, stamp: Stamp, ref: str) -> AdapterDetails:
+    with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
+        adapter = reader.adapter(ref)
+        trials = reader.trials(adapter.search_id) if adapter.search_id else []
         try:
-            base = registry.base(adapter.base_content_root)
+            lineage = reader.lineage(adapter.adapter_id)
         except BaseNotFoundError:
-            base = None  # an imported adapter may name a base that this registry has not seen
+            lineage = None  # an imported adapter may name a base that this registry has not seen
         return AdapterDetails(
             adapter=adapter,
-            base=base,
+            base=lineage.base if lineage else None,
             prior=next((trial for trial in trials if trial.number == 0), None),
-            metrics=registry.step_metrics(adapter.trial_id) if adapter.trial_id else [],
-            evaluations=registry.evaluations(adapter.adapter_id),
-            promotions=registry.promotions(adapter.adapter_id),
-            events=registry.events(adapter.adapter_id),
+            metrics=reader.step_metrics(adapter.trial_id) if adapter.trial_id else [],
+            evaluations=reader.evaluations(adapter.adapter_id),
+            promotions=reader.promotions(adapter.adapter_id),
+            events=reader.events(adapter.adapter_id),
+            lineage=lineage,
         )

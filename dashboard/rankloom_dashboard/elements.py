@@ -15,14 +15,15 @@ import pandas as pd
 import streamlit as st
 
 from rankloom_dashboard import data, formats
-from rankloom_dashboard.access import Visitor
+from rankloom_dashboard.access import Role, Visitor, changes_allowed
 from rankloom_dashboard.errors import ForbiddenError, LoginError
 from rankloom_registry import RegistryError, RegistryNotFoundError
 
 OVERVIEW, ADAPTER, COMPARE = "views/overview.py", "views/adapter.py", "views/compare.py"
 EVALUATE, PLAYGROUND = "views/evaluate.py", "views/playground.py"
 SEARCH, ADAPTERS, PROMOTE = "views/search.py", "views/adapters.py", "views/promote.py"
-MOST_COMPARED = 4
+EVALUATE, PLAYGROUND = "views/evaluate.py", "views/playground.py"
+MOST_COMPARED = 6
 
 
 @contextmanager
@@ -68,7 +69,8 @@ def mark(visitor: Visitor, *, changes: bool) -> None:
         if visitor.who:
             st.text(visitor.who, width="content")
         if changes:
-            st.badge(visitor.role, icon=":material/edit:" if visitor.role != "viewer" else ":material/visibility:")
+            role = visitor.role if visitor.who else "changes allowed"
+            st.badge(role, icon=":material/edit:" if visitor.role != "viewer" else ":material/visibility:")
         else:
             st.badge(
                 "read-only",
@@ -91,6 +93,13 @@ def problem(explanation: str, detail: str = "") -> None:
     st.error(explanation)
     if detail:
         st.code(detail, language=None, wrap_lines=True)
+
+
+def needs(role: Role) -> str:
+    """Returns why a visitor may not press a button that needs a role."""
+    if not changes_allowed():
+        return "Read-only: `rankloom dashboard --allow-changes` starts it so that this can be done."
+    return f"This needs the role {role}."
 
 
 def fields(values: Mapping[str, str]) -> None:

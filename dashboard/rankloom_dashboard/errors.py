@@ -25,3 +25,7 @@ class LoginError(DashboardError, RuntimeError):
 
 class BusyError(DashboardError, RuntimeError):
     """What is asked for is done for somebody else at the moment."""
+
+
+class ReasonMissingError(DashboardError, ValueError):
+    """A change that is recorded with its reason was asked for without one."""

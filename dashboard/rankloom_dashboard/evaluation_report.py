@@ -10,7 +10,7 @@ import streamlit as st
 from rankloom.errors import DataError
 from rankloom.evaluation.report import Report
 from rankloom.evaluation.significance import Comparison
-from rankloom_dashboard import data, elements, evaluations, formats
+from rankloom_dashboard import elements, evaluation_reads, evaluations, formats
 from rankloom_dashboard.charts.advantages import advantages_info, draw_advantages
 from rankloom_dashboard.charts.style import ROLE_COLORS, show
 from rankloom_dashboard.evaluations import Advantage, Run
@@ -24,7 +24,7 @@ _MOST_SHOWN = 20_000  # characters of a text
 def show_run(run: Run) -> None:
     """Shows an evaluation: its report, or what the registry has where none was kept."""
     try:
-        report = data.report(run.run)
+        report = evaluation_reads.report(run.run)
     except DataError as error:
         st.info("Of this evaluation only the figures were kept.")
         st.text(str(error))

@@ -27,6 +27,7 @@ Optimizer = Literal[
     "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
     "adafactor", "adagrad", "rmsprop", "sgd",
 ]  # fmt: skip
+MOST_SAMPLES = 100_000  # trials
 REDUCTION_FACTOR = 3  # of ASHA: one trial in so many goes on from a rung
 SAMPLERS = ("tpe", "random")
 SCHEDULERS = ("asha", "median", "fifo")
@@ -114,7 +115,7 @@ class SearchConfig(_Model):
     model_name_or_path: str = Field(description="Hub id, local folder, or a .gguf file.")
     dataset: Any = Field(description="Hub id, .jsonl/.json/.csv/.parquet file, folder, or a datasets.Dataset.")
     space: Any = Field("lora", description="Preset name, YAML path, mapping, SearchSpace, or function of a trial.")
-    num_samples: int = Field(16, ge=1, le=100_000, description="Trials.")
+    num_samples: int = Field(16, ge=1, le=MOST_SAMPLES, description="Trials.")
     registry: Path = Field(Path("registry.duckdb"), description="The DuckDB registry file.")
     model_revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     eval_dataset: Any = Field(None, description="Held-out rows; instead of eval_fraction.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rankloom.result import METRICS
@@ -47,6 +48,19 @@ def read_past(registry: Registry, search_id: str) -> dict[str, Past]:
         )
         for trial in registry.trials(search_id)
     }
+
+
+def last_heard(registry: Registry, search_id: str) -> datetime:
+    """Return when anything was last recorded of a search."""
+    ((heard,),) = (
+        row.values()
+        for row in registry.sql(
+            f"""select max("at") as heard from events where subject = '{search_id}'
+            or subject in (select trial_id from trials where search_id = '{search_id}')"""
+        )
+    )
+    assert isinstance(heard, datetime)
+    return heard
 
 
 def _end_of(trial: TrialRecord) -> TrialEnded:

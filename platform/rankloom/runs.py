@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pickle
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,23 +15,28 @@ from typing import Any
 
 from rankloom.config import SearchConfig, parse_config
 from rankloom.errors import ConfigError, SearchError
+from rankloom.mailbox import Mailbox
 from rankloom_registry.files import write_atomically
 from rankloom_spaces import SearchSpace
 
 RECORD = "search.json"
 CHECKPOINTS = "checkpoints"
+REQUESTS = "requests"
+OBJECTS = "objects.pkl"
+LOCK = "driver.lock"
 PARTS = {
     "data",
     "adapters",
     CHECKPOINTS,
+    REQUESTS,
     "events",
     "tune",
     "train",
     "study.jsonl",
-    "objects.pkl",
+    OBJECTS,
+    LOCK,
 }  # what a run may leave
-OBJECTS = "objects.pkl"
-LOCK = "driver.lock"
+LOCK_WAIT_S = 1.0  # whoever looks whether a search runs holds the lock for a moment
 LIVE = ("space", "sampler", "scheduler")  # settings that may be functions or objects, which JSON cannot keep
 
 
@@ -79,28 +85,70 @@ class Run:
         """Optuna's journal of the study."""
         return self.folder / "study.jsonl"
 
+    @property
+    def requests(self) -> Path:
+        """Folder of the mailbox in which others ask something of the driver."""
+        return self.folder / REQUESTS
+
+    def is_running(self) -> bool:
+        """Return whether a driver has this run now.
+
+        Raises:
+            SearchError: The lock may not be read.
+        """
+        try:
+            with (self.folder / LOCK).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            raise SearchError(f"cannot tell whether {self.name!r} runs: {error}; ask as who started it") from error
+        return False
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other drivers out of this run for a while; the lock goes with the process, however it ends.
+
+        The mailbox is there for as long; what a driver that was killed left in it is thrown away.
 
         Raises:
             SearchError: Another process runs this search now.
         """
         with (self.folder / LOCK).open("a") as file:
+            deadline = time.monotonic() + LOCK_WAIT_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise SearchError(
+                            f"another process runs the search {self.name!r} now: wait until it ends, or end it with "
+                            "Ctrl-C"
+                        ) from None
+                time.sleep(0.01)
+            mailbox = Mailbox(self.requests)
+            mailbox.open()
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SearchError(
-                    f"another process runs the search {self.name!r} now: wait until it ends, or end it with Ctrl-C"
-                ) from None
-            yield
+                yield
+            finally:
+                mailbox.close()
 
     def save(self, config: SearchConfig) -> None:
         """Write the record, and the objects of `config`: with them, the folder is one that can be resumed."""
-        values = {**asdict(self), "folder": None}
         if objects := {name: getattr(config, name) for name in LIVE if _is_object(getattr(config, name))}:
             write_atomically(self.folder / OBJECTS, _pickled(objects))
+        self._write(self.config)
+
+    def _write(self, settings: Mapping[str, Any]) -> None:
+        values = {**asdict(self), "folder": None, "config": dict(settings)}
         write_atomically(self.folder / RECORD, json.dumps(values, indent=2).encode())
+
+    def extend(self, num_samples: int) -> None:
+        """Write into the record how many trials the search has from now on: a resumed search goes by it."""
+        self._write(self.config | {"num_samples": num_samples})
 
     def search_config(self) -> SearchConfig:
         """Return the configuration as it was checked, with its objects."""

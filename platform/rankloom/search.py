@@ -7,20 +7,20 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rankloom.config import SearchConfig, load_config, parse_config, rungs
 from rankloom.errors import SearchError
-from rankloom.history import read_past, read_story
+from rankloom.history import last_heard, read_past, read_story
 from rankloom.prepare import Prepared, SearchPlan, prepare
 from rankloom.recorder import Recorder
 from rankloom.result import SearchResult, read_result
 from rankloom.runs import Run, cannot_make, check_free, open_run, plain_config
 from rankloom.watch import Silence, Watcher
-from rankloom_registry import BaseSeen, Registry, SearchEnded, SearchResumed, SearchStarted
+from rankloom_registry import BaseSeen, Event, Registry, SearchEnded, SearchExtended, SearchResumed, SearchStarted
 from rankloom_spaces import SearchSpace
 
 if TYPE_CHECKING:
@@ -128,16 +128,12 @@ class Search:
             RankloomError: A setting, the base or the dataset breaks a rule (nothing is kept then), or no lane could
                 run.
             RegistryError: The registry cannot be written.
-            KeyboardInterrupt: Ctrl-C; finished trials are recorded, `Search.resume(name)` goes on.
+            KeyboardInterrupt: Ctrl-C, or somebody stopped the search from elsewhere; finished trials are recorded,
+                `Search.resume(name)` goes on.
         """
         watch = watch or Silence()
-        run = self._run
-        if run is None:
-            registry, job = self._new(watch)
-            with job.run.alone():
-                return self._follow(job, registry, watch, verbose=verbose)
-        with run.alone():
-            registry, job = self._resumed(run, watch)
+        with ExitStack() as lock:
+            registry, job = self._new(watch, lock) if self._run is None else self._resumed(self._run, watch, lock)
             return self._follow(job, registry, watch, verbose=verbose)
 
     def _name(self) -> str:
@@ -150,7 +146,7 @@ class Search:
         check_free(self.config.storage / name)
         Registry.check(self.config.registry.expanduser())
 
-    def _new(self, watch: Watcher) -> tuple[Registry, Job]:
+    def _new(self, watch: Watcher, lock: ExitStack) -> tuple[Registry, Job]:
         name = self._name()
         folder = self.config.storage / name
         self._check(name)
@@ -163,10 +159,11 @@ class Search:
                 folder=folder,
                 search_id=search_id,
                 name=name,
-                config=plain_config(self.config) | {"name": name, "registry": str(registry.path)} | prepared.found(),
+                config=plain_config(self.config) | self._places(registry.path, name) | prepared.found(),
                 base_path=str(prepared.base.path),
                 base_content_root=prepared.fingerprint.content_root,
             )
+            lock.enter_context(run.alone())  # before anybody can read of it: a search without a driver has died
             registry.record(
                 BaseSeen(base=prepared.fingerprint, leaves=prepared.leaves),
                 SearchStarted(
@@ -184,13 +181,19 @@ class Search:
             run.save(self.config)
         return registry, prepared.job(run, self.config)
 
-    def _resumed(self, run: Run, watch: Watcher) -> tuple[Registry, Job]:
+    def _places(self, registry: Path, name: str) -> dict[str, str]:
+        """Return settings that say where a search lies, so that it is found from any folder."""
+        storage = {} if self.config.storage_path is None else {"storage_path": str(self.config.storage)}
+        return {"name": name, "registry": str(registry), **storage}
+
+    def _resumed(self, run: Run, watch: Watcher, lock: ExitStack) -> tuple[Registry, Job]:
         from rankloom.cluster.lane import read_event_logs
 
+        lock.enter_context(run.alone())
         registry, prepared = self._taken_up(run, watch)
-        registry.record(SearchResumed(search_id=run.search_id))
         # What the lanes logged before the interruption but nobody recorded; what is recorded already is ignored.
         _recorder(registry, run, self.config).record(read_event_logs(run.folder))
+        registry.record(*_caught_up(registry, run, self.config), SearchResumed(search_id=run.search_id))
         return registry, prepared.job(run, self.config, past=read_past(registry, run.search_id))
 
     def _taken_up(self, run: Run, watch: Watcher) -> tuple[Registry, Prepared]:
@@ -209,24 +212,40 @@ class Search:
         from dataclasses import replace
 
         from rankloom.cluster.driver import run_job
+        from rankloom.cluster.job import StoppedOnRequest
 
         run = job.run
         recorder = _recorder(registry, run, self.config)
         watch.begin(run.name, self.config, job.training)
         watch.update(read_story(registry, run.search_id), (), ())
-        status, message = "failed", ""
+        end: dict[str, Any] = {"status": "failed"}
         try:
             run_job(replace(job, verbose=verbose), record=recorder.record, watch=watch.update, registry=registry.path)
-            status = "completed"
+            end = {"status": "completed"}
+        except StoppedOnRequest as stop:
+            end = {"status": "interrupted", "message": str(stop), "who": stop.request.who, "why": stop.request.why}
+            raise
         except KeyboardInterrupt:
-            status, message = "interrupted", "interrupted by the user"
+            end = {"status": "interrupted", "message": "interrupted by the user"}
             raise
         except Exception as error:
-            message = str(error)
+            end["message"] = str(error)
             raise
         finally:
-            registry.record(SearchEnded(search_id=run.search_id, status=status, message=message))
+            registry.record(SearchEnded(search_id=run.search_id, **end))
         return read_result(registry, run.search_id, run.folder)
+
+
+def _caught_up(registry: Registry, run: Run, config: SearchConfig) -> list[Event]:
+    """Return what a driver that was killed had no time to record."""
+    search = registry.search(run.search_id)
+    events: list[Event] = []
+    if search.num_samples != config.num_samples:  # trials were added
+        events.append(SearchExtended(search_id=run.search_id, num_samples=config.num_samples))
+    if search.status == "running":
+        died = last_heard(registry, run.search_id)
+        events.append(SearchEnded(search_id=run.search_id, status="interrupted", message="its process died", at=died))
+    return events
 
 
 def _recorder(registry: Registry, run: Run, config: SearchConfig) -> Recorder:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankloom.config import SearchConfig, TrainingConfig, rungs
-from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
+from rankloom_registry import Event, SearchExtended, TrialEnded, TrialReported, TrialStarted
 
 if TYPE_CHECKING:
     from rankloom.cluster.flight import LaneState, Progress
@@ -59,6 +59,8 @@ class Board:
                 row.status, row.message = event.status, event.message
                 row.step = int(event.metrics.get("steps") or row.step)
                 row.eval_loss = event.metrics.get("eval_loss", row.eval_loss)
+            elif isinstance(event, SearchExtended):
+                self.num_samples = event.num_samples
         for at in progress:
             if at.trial_id in self.trials and self.trials[at.trial_id].status == "running":
                 row = self.trials[at.trial_id]
@@ -188,6 +190,8 @@ class TerminalWatcher:
             for event in events:
                 if isinstance(event, TrialEnded) and event.trial_id in self._board.trials:
                     self._line(self._board.trials[event.trial_id])
+                elif isinstance(event, SearchExtended):
+                    self.say(f"{event.num_samples} trials from now on, as {event.who} asked")
             state = "; ".join(", ".join(filter(None, (f"{lane.lane} {lane.state}", lane.message))) for lane in lanes)
             if state != self._last and state:
                 self._last = state

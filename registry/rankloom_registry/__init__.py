@@ -24,7 +24,7 @@ from rankloom_registry.errors import (
     SearchNotFoundError,
     SignatureError,
 )
-from rankloom_registry.events.event import Event, acting_for
+from rankloom_registry.events.event import Event, acting_for, acting_user
 from rankloom_registry.events.kinds import (
     AdapterAdded,
     AdapterAnnotated,
@@ -35,6 +35,7 @@ from rankloom_registry.events.kinds import (
     Promoted,
     PromotionUndone,
     SearchEnded,
+    SearchExtended,
     SearchResumed,
     SearchStarted,
     TrialEnded,
@@ -57,6 +58,7 @@ from rankloom_registry.records import (
     SearchRecord,
     StepMetrics,
     TrialRecord,
+    TrialSpan,
 )
 from rankloom_registry.registry import Registry
 from rankloom_registry.store.database import Rows
@@ -114,6 +116,7 @@ __all__ = [
     "Rows",
     "SafetensorsHeader",
     "SearchEnded",
+    "SearchExtended",
     "SearchNotFoundError",
     "SearchRecord",
     "SearchResumed",
@@ -126,8 +129,10 @@ __all__ = [
     "TrialEnded",
     "TrialRecord",
     "TrialReported",
+    "TrialSpan",
     "TrialStarted",
     "acting_for",
+    "acting_user",
     "check_against_base",
     "check_folder",
     "compare_weights",

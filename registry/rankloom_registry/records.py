@@ -87,7 +87,10 @@ class SearchRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """A trial; its metrics are the last ones reported. `wall_s` is in seconds, `peak_memory_bytes` in bytes."""
+    """A trial; its metrics are the last ones reported. `wall_s` is in seconds, `peak_memory_bytes` in bytes.
+
+    `slot` is the index of the slot of its lane that it took last; None where what trained it has no slots.
+    """
 
     trial_id: str
     search_id: str
@@ -97,6 +100,7 @@ class TrialRecord:
     message: str
     attempts: int
     lane: str
+    slot: int | None = None
     eval_loss: float | None
     train_loss: float | None
     steps: int | None
@@ -106,6 +110,26 @@ class TrialRecord:
     created_at: datetime
     ended_at: datetime | None
     adapter_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpan:
+    """One attempt of a trial: which slot of which lane it held, and when.
+
+    `status` is "completed", "stopped" or "failed" as the attempt ended; "running" while it does; or "interrupted" for
+    one that was cut short: it was paused, its lane died, or the search ended. When exactly that was is not recorded:
+    `ended_at` is then when the trial, its slot or the search is next heard of, and None while none of them is.
+    `slot` is None where what trained it has no slots, and where it was recorded before slots were.
+    """
+
+    trial_id: str
+    number: int
+    attempt: int
+    lane: str
+    slot: int | None
+    started_at: datetime
+    ended_at: datetime | None
+    status: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

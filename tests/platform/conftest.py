@@ -1,4 +1,4 @@
-"""What the tests of the platform share besides the trained search."""
+"""What only the tests of the platform need of the trained world in `tests/conftest.py`."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from rankloom_registry import (
     Promoted,
     PromotionUndone,
     SearchEnded,
+    SearchExtended,
     SearchResumed,
     SearchStarted,
     TrialEnded,
@@ -66,6 +67,7 @@ def one_of_each(base: BaseFingerprint) -> list[Event]:
         BaseSeen(base=base, leaves={"w": "1" * 64}, why="a closer look"),
         started(),
         SearchResumed(search_id="s1"),
+        SearchExtended(search_id="s1", num_samples=9),
         SearchEnded(search_id="s1", status="failed", message="«ß»\n"),
         TrialStarted(trial_id="t1", search_id="s1", number=0, params={"r": 8, "deep": {"a": [1, None, True]}}),
         TrialReported(trial_id="t1", step=5, metrics={"eval_loss": 1.5}),
@@ -154,6 +156,9 @@ def test_lines_of_the_first_version_are_still_read() -> None:
     assert moved == AliasMoved(
         event_id="alias_moved:1", at=seen.at, who="ann", name="first", alias="best", adapter_id=None
     )
+    trial = '"trial_id":"t1","search_id":"s1","number":0,"params":{},"lane":"lane-0","attempt":1'
+    begun = Event.from_json(f'{{"kind":"trial_started","event_id":"trial_started:t1:1",{head},{trial}}}')
+    assert isinstance(begun, TrialStarted) and begun.slot is None
 
 
 def test_times_are_aware() -> None:

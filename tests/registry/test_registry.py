@@ -32,6 +32,7 @@ from rankloom_registry import (
     RegistryNotFoundError,
     RegistryWriteError,
     SearchEnded,
+    SearchExtended,
     SearchNotFoundError,
     SearchResumed,
     TrialEnded,
@@ -216,6 +217,11 @@ def test_a_search_from_start_to_end(searched: Registry) -> None:
     assert (search.dataset, search.base_identity) == ({"path": "train.jsonl"}, "org/tiny@0123")
     assert [metrics.step for metrics in searched.step_metrics("trial-0")] == [10, 20]
     assert [metrics.eval_loss for metrics in searched.step_metrics("trial-0")] == [2.5, 1.9]
+
+    more = SearchExtended(search_id="search-1", num_samples=6, who="ann")
+    assert [searched.record(more), searched.record(more)] == [1, 0]
+    assert searched.search("first").num_samples == 6
+    assert [(event.kind, event.who) for event in searched.events("search-1", 1)] == [("search_extended", "ann")]
 
     searched.record(SearchEnded(search_id="search-1", status="interrupted", message="stopped by hand"))
     trials = searched.trials("first")

@@ -1,23 +1,28 @@
-"""The eval loss that each trial ended with, in the order of the search, against the prior configuration."""
+"""What each trial ended with and the best so far, against the order of the search, its time, or what it has cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from datetime import datetime
+from typing import Literal
 
 import plotly.graph_objects as go
 
-from rankloom_dashboard.charts.style import ROLE_COLORS, ROLE_NAMES, Role, lay_out, role_of
-from rankloom_dashboard.leaderboard import best_trial, gain, prior_loss, usable_loss
-from rankloom_registry import TrialRecord
+from rankloom_dashboard.charts.device_time import device_time
+from rankloom_dashboard.charts.style import ROLE_COLORS, ROLE_NAMES, Role, Scale, lay_out, role_of, scale, time_unit
+from rankloom_dashboard.leaderboard import EVAL_LOSS, Objective, best_trial, gain, prior_loss, ranked_value
+from rankloom_registry import TrialRecord, TrialSpan
+
+Against = Literal["trials", "time", "device time"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One trial: its number, its eval_loss, and its gain over the prior configuration where there is one."""
+    """One trial: its number, where it stands, its value, and its gain over the prior configuration if there is one."""
 
     number: int
+    at: float
     loss: float
     gain: float | None
     role: Role
@@ -25,44 +30,101 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHistoryInfo:
-    """The points by number, the best loss so far at each of them, and the prior configuration's loss."""
+    """The course of a search.
+
+    Attributes:
+        points: The trials that have a value, in the order of the axis.
+        best_so_far: The best value up to each of them; None before the first that counts.
+        prior: The prior configuration's value.
+        against: What the axis is; the places of points on it are numbers of trials, or seconds.
+    """
 
     points: tuple[Point, ...]
-    best_so_far: tuple[float, ...]
+    best_so_far: tuple[float | None, ...]
     prior: float | None
+    against: Against = "trials"
 
 
-def search_history_info(trials: Sequence[TrialRecord]) -> SearchHistoryInfo:
-    """Collects what each trial reached.
+def search_history_info(
+    trials: Sequence[TrialRecord],
+    objective: Objective = EVAL_LOSS,
+    *,
+    against: Against = "trials",
+    spans: Sequence[TrialSpan] = (),
+    began: datetime | None = None,
+    until: datetime | None = None,
+) -> SearchHistoryInfo:
+    """Collects what each trial reached, and when.
+
+    A trial counts with its last value, when it ended; one that still runs with the value that it has, now. What failed
+    is shown, but is never the best.
 
     Args:
         trials: The trials of one search, in any order.
+        objective: What it optimises.
+        against: What the axis is: numbers of trials, seconds since the search began, or device-seconds.
+        spans: The attempts of its trials, for `device time`.
+        began: When the search began, for `time`.
+        until: When it ended, or now, for trials that have no end.
 
     Returns:
-        Points of the trials that have an eval_loss.
+        Points of the trials that have a finite value.
     """
-    best, prior = best_trial(trials), prior_loss(trials)
-    points = tuple(
-        Point(
-            number=trial.number,
-            loss=loss,
-            gain=gain(loss, prior),
-            role=role_of(trial.status, is_best=trial is best, is_prior=trial.number == 0),
-        )
-        for trial in sorted(trials, key=lambda trial: trial.number)
-        if (loss := usable_loss(trial.eval_loss)) is not None
+    best, prior = best_trial(trials, objective), prior_loss(trials, objective)
+    place = _place(against, spans, began, until)
+    points = sorted(
+        (
+            Point(
+                number=trial.number,
+                at=place(trial),
+                loss=value,
+                gain=gain(value, prior, objective),
+                role=role_of(trial.status, is_best=trial is best, is_prior=trial.number == 0),
+            )
+            for trial in trials
+            if (value := objective.of(trial)) is not None
+        ),
+        key=lambda point: (point.at, point.number),
     )
-    lowest = accumulate((point.loss for point in points), min)
-    return SearchHistoryInfo(points=points, best_so_far=tuple(lowest), prior=prior)
+    counted = {trial.number for trial in trials if ranked_value(trial, objective) is not None}
+    lead: float | None = None
+    best_so_far: list[float | None] = []
+    for point in points:
+        if point.number in counted:
+            lead = point.loss if lead is None else objective.best((lead, point.loss))
+        best_so_far.append(lead)
+    return SearchHistoryInfo(points=tuple(points), best_so_far=tuple(best_so_far), prior=prior, against=against)
 
 
-def draw_search_history(info: SearchHistoryInfo) -> go.Figure:
-    """Draws the points by role, the best so far as a step line, and the prior configuration as a level."""
+def _place(
+    against: Against, spans: Sequence[TrialSpan], began: datetime | None, until: datetime | None
+) -> Callable[[TrialRecord], float]:
+    if against == "trials" or began is None or until is None:
+        return lambda trial: trial.number
+    if against == "time":
+        return lambda trial: ((trial.ended_at or until) - began).total_seconds()
+    spent = device_time(spans, until)
+    return lambda trial: spent.at(trial.ended_at or until)
+
+
+def draw_search_history(
+    info: SearchHistoryInfo, *, y: str = "eval loss", x: str = "trial", log: Collection[Scale] = ()
+) -> go.Figure:
+    """Draws the points by role, the best so far as a step line, and the prior configuration as a level.
+
+    Args:
+        info: As `search_history_info` gives it.
+        y: What the values are, in fixed words.
+        x: What the axis is, in fixed words; the unit of a time is added.
+        log: The axes that are logarithmic.
+    """
     figure = go.Figure()
-    numbers = [point.number for point in info.points]
+    length, unit = (1.0, "")
+    if info.against != "trials":
+        length, unit = time_unit(max((point.at for point in info.points), default=0))
     figure.add_trace(
         go.Scatter(
-            x=numbers,
+            x=[point.at / length for point in info.points],
             y=info.best_so_far,
             mode="lines",
             line={"shape": "hv", "color": ROLE_COLORS["best"], "width": 1.5},
@@ -75,7 +137,7 @@ def draw_search_history(info: SearchHistoryInfo) -> go.Figure:
         mine = [point for point in info.points if point.role == role]
         figure.add_trace(
             go.Scatter(
-                x=[point.number for point in mine],
+                x=[point.at / length for point in mine],
                 y=[point.loss for point in mine],
                 mode="markers",
                 marker={
@@ -84,11 +146,16 @@ def draw_search_history(info: SearchHistoryInfo) -> go.Figure:
                     "symbol": {"best": "star", "prior": "diamond", "stopped": "circle-open"}.get(role, "circle"),
                 },
                 name=ROLE_NAMES[role],
-                text=["" if point.gain is None else f" · gain {point.gain:+.4f}" for point in mine],
-                hovertemplate="trial %{x} · eval loss %{y:.4f}%{text}<extra></extra>",
+                text=[
+                    f"trial {point.number} · {y} {point.loss:.4f}"
+                    + ("" if point.gain is None else f" · gain {point.gain:+.4f}")
+                    for point in mine
+                ],
+                hovertemplate="%{text}" + (f"<br>at %{{x:.3g}} {unit}" if unit else "") + "<extra></extra>",
             )
         )
     if info.prior is not None:
         figure.add_hline(y=info.prior, line={"color": ROLE_COLORS["prior"], "width": 1.5, "dash": "dash"})
-    figure.update_xaxes(tickformat="d")
-    return lay_out(figure, x="trial", y="eval loss")
+    if info.against == "trials":
+        figure.update_xaxes(tickformat="d")
+    return scale(lay_out(figure, x=f"{x}, {unit}" if unit else x, y=y), log)

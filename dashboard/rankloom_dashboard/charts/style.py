@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Collection
 from typing import Literal
 
 import plotly.graph_objects as go
 import streamlit as st
 
 Role = Literal["best", "prior", "completed", "stopped", "failed", "running", "interrupted"]
+Scale = Literal["x", "y"]
 
 ROLE_COLORS: dict[Role, str] = {
     "best": "#6366F1",
@@ -28,13 +30,28 @@ ROLE_NAMES: dict[Role, str] = {
     "running": "running",
     "interrupted": "interrupted",
 }
+# From the best to the worst; no end of it is lost on a light ground or on a dark one.
+COST_SCALE = ((0.0, "#4338CA"), (0.25, "#0E9AA7"), (0.55, "#E0A526"), (1.0, "#D9480F"))
 # Told apart by dash as well as by colour.
-SERIES = (("#6366F1", "solid"), ("#F59E0B", "dash"), ("#10B981", "dot"), ("#EC4899", "dashdot"))
+SERIES = (
+    ("#6366F1", "solid"),
+    ("#F59E0B", "dash"),
+    ("#10B981", "dot"),
+    ("#EC4899", "dashdot"),
+    ("#0EA5E9", "longdash"),
+    ("#A16207", "longdashdot"),
+)
 
 
 def plain(text: str) -> str:
     """Escapes text for Plotly, which reads a subset of HTML in every label."""
     return html.escape(text, quote=False)
+
+
+def faded(color: str, opacity: float) -> str:
+    """Returns a colour that lets through what is under it: of lines in one trace, also the lines of that trace."""
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity})"
 
 
 def role_of(status: str, *, is_best: bool, is_prior: bool) -> Role:
@@ -55,6 +72,20 @@ def color_of(status: str) -> str:
     return ROLE_COLORS[role_of(status, is_best=False, is_prior=False)]
 
 
+def time_unit(longest: float) -> tuple[float, str]:
+    """Chooses the unit for an axis of times.
+
+    Args:
+        longest: The longest of them, in seconds.
+
+    Returns:
+        The seconds in the unit, and its name.
+    """
+    if longest < 180:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if longest < 3 * 3600 else (3600.0, "hours")
+
+
 def lay_out(figure: go.Figure, *, x: str, y: str, height: int = 340) -> go.Figure:
     """Gives a figure the layout that all charts share."""
     figure.update_layout(
@@ -64,7 +95,15 @@ def lay_out(figure: go.Figure, *, x: str, y: str, height: int = 340) -> go.Figur
         yaxis={"title": y, "automargin": True},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
         hovermode="closest",
+        uirevision="kept",  # what the reader zoomed into stays when the page refreshes itself
     )
+    return figure
+
+
+def scale(figure: go.Figure, log: Collection[Scale]) -> go.Figure:
+    """Makes axes of a figure logarithmic; each zoom belongs to the scale that it was made on."""
+    for name, axis in (("x", figure.layout.xaxis), ("y", figure.layout.yaxis)):
+        axis.update(type="log" if name in log else "linear", uirevision=name in log)
     return figure
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from rankloom.errors import RankloomError
 from rankloom_dashboard.jobs.evaluating import evaluate
 from rankloom_dashboard.jobs.playing import play
+from rankloom_dashboard.jobs.promoting import promote
 from rankloom_dashboard.jobs.verifying import verify
 from rankloom_registry import RegistryError, acting_for
 
@@ -65,6 +66,7 @@ class Talk:
 WORK: dict[str, Callable[[dict[str, Any], Talk], dict[str, Any]]] = {
     "evaluate": evaluate,
     "playground": play,
+    "promote": promote,
     "verify": verify,
 }
 

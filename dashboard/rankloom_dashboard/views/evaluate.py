@@ -10,7 +10,7 @@ import streamlit as st
 
 from rankloom.evaluation.evaluate import METRICS
 from rankloom.evaluation.tasks import tasks_installed
-from rankloom_dashboard import access, changes, choosing, data, elements, evaluations
+from rankloom_dashboard import access, changes, choosing, data, elements, evaluation_reads, evaluations
 from rankloom_dashboard.errors import BusyError, ForbiddenError
 from rankloom_dashboard.evaluation_report import show_run
 from rankloom_dashboard.jobs.job import Job, board
@@ -23,7 +23,7 @@ _EVERY_S = 1.0
 def render() -> None:
     """Shows the page."""
     st.title("Evaluate")
-    if not data.available_adapters():
+    if not evaluation_reads.available_adapters():
         elements.nothing_yet(
             "No adapter with files is in the registry yet. A search makes them:", "rankloom quickstart"
         )
@@ -191,7 +191,7 @@ def _progress(job: Job) -> None:
 
 
 def _results() -> None:
-    found = evaluations.runs(data.evaluations())
+    found = evaluations.runs(evaluation_reads.evaluations())
     st.subheader("Results")
     if not found:
         elements.nothing_yet(

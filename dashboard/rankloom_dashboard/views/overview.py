@@ -1,208 +1,232 @@
-"""The leaderboard: what the registry holds, and how the trials of one search compare."""
+"""The registry at a glance: what it holds, what runs now, what needs attention, and the latest of everything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import data, elements, formats
-from rankloom_dashboard.charts.learning_curves import draw_learning_curves, learning_curves_info
-from rankloom_dashboard.charts.search_history import draw_search_history, search_history_info
-from rankloom_dashboard.charts.style import ROLE_COLORS, color_of, show
-from rankloom_dashboard.leaderboard import STATES, adapter_rows, best_trial, gain, leaderboard_rows, prior_loss
-from rankloom_registry import SearchRecord, TrialRecord
+from rankloom_dashboard import attention, data, elements, formats, upkeep
+from rankloom_dashboard.charts.style import ROLE_COLORS
+from rankloom_dashboard.jobs.job import Job, board
+from rankloom_registry import Counts, SearchRecord, Summary
 
-_REFRESH_SECONDS = 3.0
-_SEARCH_BADGES: dict[str, Literal["green", "blue", "orange", "red"]] = {
-    "running": "green",
-    "completed": "blue",
-    "interrupted": "orange",
-    "failed": "red",
+_BUSY_S, _IDLE_S = 2.0, 15.0  # between looks of the page, while something runs and while nothing does
+_STATES = {
+    "running": ROLE_COLORS["running"],
+    "completed": ROLE_COLORS["completed"],
+    "interrupted": ROLE_COLORS["interrupted"],
+    "failed": ROLE_COLORS["failed"],
 }
-_TRIALS, _ADAPTERS = "Trials of this search", "All adapters"
-
-_number = st.column_config.NumberColumn
-_text = st.column_config.TextColumn
-_HYPERPARAMETERS = {
-    "r": _number("r", help="Rank of the update", width=50),
-    "lora_alpha": _number("alpha", format="%.3g", width=60),
-    "learning_rate": _number("learning rate", format="%.2e", width=95),
-    "target_modules": _text("target modules", width=120),
+_OUTCOMES = {
+    "done": ROLE_COLORS["running"],
+    "done, forced": ROLE_COLORS["prior"],
+    "refused": ROLE_COLORS["failed"],
+    "undone": ROLE_COLORS["stopped"],
 }
-_TRIAL_COLUMNS = {
-    "rank": _number("#", width=40),
-    "trial": _number("trial", width=50),
+_text, _number = st.column_config.TextColumn, st.column_config.NumberColumn
+_SEARCHES = {
+    "name": _text("search", width=150),
     "state": st.column_config.MultiselectColumn(
-        "state", options=list(STATES.values()), color=[color_of(status) for status in STATES], width=110
+        "state", options=list(_STATES), color=list(_STATES.values()), width=105
     ),
-    "eval_loss": _number("eval loss", format="%.4f", width=80),
-    "gain": _number("gain", format="%+.4f", width=75, help="How far eval loss lies under that of trial 0"),
-    **_HYPERPARAMETERS,
-    "lora_dropout": _number("dropout", format="%.3g", width=70),
-    "steps": _number("steps", width=55),
-    "wall": _text("time", width=90),
-    "adapter": _text("adapter", width=130),
-    "message": _text("message"),
+    "trials": _text("trials", width=75),
+    "value": _number("best", format="%.4f", width=75, help="The best value of the search's metric"),
+    "best": _text("best adapter", width=150),
+    "base": _text("base", width=200),
+    "started": _text("started", width=115),
 }
-_ADAPTER_COLUMNS = {
-    "name": _text("name", width=170),
-    "aliases": st.column_config.ListColumn("aliases", width=100),
-    "files": st.column_config.MultiselectColumn(
-        "files", options=["available", "discarded"], color=[ROLE_COLORS["running"], ROLE_COLORS["stopped"]], width=95
+_IN_USE = {
+    "reference": _text("alias", width=160),
+    "value": _number("eval loss", format="%.4f", width=80),
+    "since": _text("since", width=105),
+}
+_PROMOTIONS = {
+    "outcome": st.column_config.MultiselectColumn(
+        "outcome", options=list(_OUTCOMES), color=list(_OUTCOMES.values()), width=105
     ),
-    "eval_loss": _number("eval loss", format="%.4f", width=80),
-    **_HYPERPARAMETERS,
-    "search": _text("search"),
-    "base": _text("base"),
-    "created": _text("created", width=190),
-    "adapter": _text("adapter"),
+    "adapter": _text("adapter", width=115),
+    "format": _text("format", width=85),
+    "alias": _text("alias", width=120),
+    "when": _text("when", width=105),
+    "reason": _text("reason", width=200),
 }
 
 
 def render() -> None:
     """Shows the page."""
-    st.title("Leaderboard")
-    glance = data.glance()
-    st.text(_contents(glance))
-    if not glance.searches:
-        if glance.adapters:
-            _act_on(
-                elements.pick_adapters(adapter_rows(glance.adapters), _ADAPTER_COLUMNS, key="adapters", alt=_ADAPTERS)
-            )
-        else:
-            elements.nothing_yet("The registry is empty. A search fills it:", "rankloom quickstart")
+    st.title("Overview")
+    summary = data.summary()
+    if not (summary.counts.searches or summary.counts.adapters):
+        st.text(f"{data.registry_path().name} is empty.")
+        elements.nothing_yet("A search fills the registry:", "rankloom quickstart")
         return
-    searches = {search.search_id: search for search in glance.searches}
-    chosen = elements.choose("Search", list(searches), key="search", show=lambda key: _name(searches[key]))
-    live = searches[chosen].status == "running"
-    st.fragment(_search, run_every=_REFRESH_SECONDS if live else None)(chosen, live=live)
+    busy = _busy(summary)
+    st.fragment(_body, run_every=_BUSY_S if busy else _IDLE_S)(busy=busy)
 
 
-def _contents(glance: data.Glance) -> str:
-    newest = "the newest " if len(glance.adapters) == data.ADAPTERS_SHOWN else ""
-    counts = (
-        formats.counted(len(glance.searches), "search", "searches"),
-        formats.counted(sum(search.trials for search in glance.searches), "trial", "trials"),
-        newest + formats.counted(len(glance.adapters), "adapter", "adapters"),
-        formats.counted(len(glance.bases), "base", "bases"),
-        formats.counted(sum(item.status == "done" for item in glance.promotions), "promotion", "promotions"),
-    )
-    return f"{data.registry_path().name}: {' · '.join(counts)}"
+def _busy(summary: Summary) -> bool:
+    return bool(summary.running or _jobs() or upkeep.inspector().look(data.registry_path()) is None)
 
 
-def _name(search: SearchRecord) -> str:
-    return f"{search.name} · {formats.when(search.created_at)[:16]} · {formats.shorten(search.search_id, 8)}"
+def _jobs() -> list[Job]:
+    return [job for job in board().all() if job.state == "running"]
 
 
-def _search(search_id: str, *, live: bool) -> None:
+def _body(*, busy: bool) -> None:
     with elements.registry_problems():
-        details = data.search_details(search_id)
-        if live and details.search.status != "running":
-            st.rerun()  # the whole page, which then no longer refreshes itself
-        _summary(details.search, details.trials)
-        if not details.trials:
-            st.info("No trial has started yet.")
-            return
-        _charts(details)
-        _tables(details.search, details.trials)
+        summary = data.summary()
+        if busy != _busy(summary):
+            st.rerun()  # the whole page, which then looks more or less often
+        found = upkeep.inspector().look(data.registry_path())
+        lost = [search for search in summary.running if data.status_now(search) != "running"]
+        _numbers(summary.counts, found)
+        left, right = st.columns(2, gap="medium")
+        with left:
+            _running([search for search in summary.running if search not in lost])
+        with right:
+            attention.show(summary, found, lost)
+        _searches(summary, {search.search_id for search in lost})
+        left, right = st.columns([1, 2], gap="medium")
+        with left:
+            _in_use(summary)
+        with right:
+            _promotions(summary)
 
 
-def _summary(search: SearchRecord, trials: Sequence[TrialRecord]) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        known = _SEARCH_BADGES.get(search.status)
-        st.badge(search.status if known else "unknown state", color=known or "gray")
-        st.text(
-            f"started {formats.ago(search.created_at)} · base {formats.base(search.base_identity)} · "
-            f"seed {formats.value(search.seed)}"
-        )
-    if search.status == "running" and search.num_samples:
-        st.progress(
-            min(1.0, search.finished_trials / search.num_samples),
-            text=f"{search.finished_trials} of {search.num_samples} trials finished; this page refreshes itself",
-        )
-    if search.message:
-        elements.problem("The search left a message:", search.message)
-    best, prior = best_trial(trials), prior_loss(trials)
-    won = gain(best.eval_loss, prior) if best else None
-    times = [trial.wall_s for trial in trials if trial.wall_s is not None]
+def _numbers(counts: Counts, found: upkeep.Inspection | None) -> None:
+    size = "…" if found is None else formats.size(found.bytes)
     elements.numbers(
         {
-            "Best eval loss": formats.loss(best.eval_loss if best else None),
-            "Gain over trial 0": formats.MISSING if won is None or not prior else f"{won:.4f} ({won / prior:.1%})",
-            "Trials": f"{search.finished_trials} of {search.num_samples}",
-            "Stopped early": formats.count(sum(trial.status == "stopped" for trial in trials)),
-            "Failed": formats.count(sum(trial.status == "failed" for trial in trials)),
-            "Trial time": formats.duration(sum(times) if times else None),
+            "Bases": formats.count(counts.bases),
+            "Searches": formats.count(counts.searches),
+            "Trials": formats.count(counts.trials),
+            "Adapters kept": f"{counts.available:,} of {counts.adapters:,}",
+            "Promotions": formats.count(counts.promotions),
+            "Disk": size,
         }
     )
 
 
-def _charts(details: data.SearchDetails) -> None:
-    left, right = st.columns([3, 2], gap="medium")
-    curves = learning_curves_info(details.trials, details.metrics)
-    with left:
-        st.subheader("Learning curves")
-        if curves:
-            show(
-                draw_learning_curves(curves),
-                key="curves",
-                alt=f"Eval loss against step for {len(curves)} trials; the best is drawn thickest",
+def _running(searches: Sequence[SearchRecord]) -> None:
+    st.subheader("Running now")
+    jobs = _jobs()
+    if not searches and not jobs:
+        st.caption("Nothing runs now. A search is started with:")
+        st.code("rankloom search CONFIG.yaml", language="bash")
+        return
+    for search in searches:
+        with st.container(border=True, gap="small"):
+            with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+                st.text(search.name, width="content")
+                st.page_link(elements.SEARCH, label="Open search", query_params={"search": search.search_id})
+            st.progress(
+                min(1.0, search.finished_trials / search.num_samples) if search.num_samples else 0.0,
+                text=f"{search.finished_trials} of {search.num_samples} trials · best {formats.loss(search.best_value)}"
+                f" · started {formats.ago(search.created_at)}",
             )
-            st.caption("One line a trial. Thin grey lines were stopped early; click a word above to hide its lines.")
-        else:
-            st.info("No trial has reported an eval loss yet.")
-    info = search_history_info(details.trials)
-    with right:
-        st.subheader("Gain over the prior configuration")
-        if info.points:
-            show(
-                draw_search_history(info),
-                key="history",
-                alt=f"Final eval loss of {len(info.points)} trials in the order of the search",
-            )
-            st.caption("Where each trial ended. The dashed level is trial 0, which ran the prior configuration.")
-        else:
-            st.info("No trial has ended with an eval loss yet.")
+    for job in jobs:
+        with st.container(border=True, gap="small"):
+            stage, done, total = job.progress or ("starting", 0, 0)
+            st.text(f"{job.kind}{f' for {job.who}' if job.who else ''}")
+            st.progress(min(1.0, done / total) if total else 0.0, text=attention.STAGES.get(stage, "working"))
 
 
-def _tables(search: SearchRecord, trials: Sequence[TrialRecord]) -> None:
-    table = st.segmented_control(
-        "Table",
-        [_TRIALS, _ADAPTERS],
-        default=_TRIALS,
-        required=True,
-        key="table",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    if table == _ADAPTERS:
-        rows = adapter_rows(data.glance().adapters)
-        picked = elements.pick_adapters(rows, _ADAPTER_COLUMNS, key="adapters", alt="All adapters, newest first")
-    else:
-        rows = leaderboard_rows(trials)
-        picked = elements.pick_adapters(
-            rows, _TRIAL_COLUMNS, key=f"trials-{search.search_id}", alt="Trials ranked by eval loss"
+def _searches(summary: Summary, lost: set[str]) -> None:
+    st.subheader("Latest searches")
+    if not summary.searches:
+        st.info("No search has been recorded: the adapters here were imported.")
+        return
+    rows = []
+    for search in summary.searches:
+        best = summary.best.get(search.search_id)
+        rows.append(
+            {
+                "id": search.search_id,
+                "name": search.name,
+                "state": ["interrupted" if search.search_id in lost else search.status],
+                "trials": f"{search.finished_trials} of {search.num_samples}",
+                "value": search.best_value,
+                "best": best.name if best else None,
+                "base": formats.base(search.base_identity or ""),
+                "started": formats.ago(search.created_at),
+            }
         )
-    _act_on(picked)
-
-
-def _act_on(picked: Sequence[str]) -> None:
+    chosen = _pick(rows, _SEARCHES, key="search", alt="The latest searches, newest first")
+    best = summary.best.get(chosen or "")
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.page_link(
-            elements.ADAPTER,
-            label="Open adapter",
-            query_params={"adapter": picked[0]} if picked else None,
-            disabled=len(picked) != 1,
-        )
-        st.page_link(
-            elements.COMPARE,
-            label="Compare adapters",
-            query_params={"ids": ",".join(picked)} if picked else None,
-            disabled=not 2 <= len(picked) <= elements.MOST_COMPARED,
-        )
-        st.caption("Select one row with an adapter to open it, two to four to compare them.")
+        _link(elements.SEARCH, "Open search", "search", chosen)
+        _link(elements.ADAPTER, "Open best adapter", "adapter", best.adapter_id if best else None)
+        st.caption("Select a row to open it.")
+
+
+def _in_use(summary: Summary) -> None:
+    st.subheader("In use")
+    if not summary.in_use:
+        elements.nothing_yet("No alias means an adapter yet:", "rankloom adapters alias ADAPTER prod")
+        return
+    rows = [
+        {
+            "id": alias.adapter_id,
+            "reference": f"{alias.name}@{alias.alias}",
+            "value": alias.eval_loss,
+            "since": formats.ago(alias.created_at),
+        }
+        for alias in summary.in_use
+    ]
+    chosen = _pick(rows, _IN_USE, key="alias", alt="What aliases mean, the last moved first")
+    _link(elements.ADAPTER, "Open adapter", "adapter", chosen)
+
+
+def _promotions(summary: Summary) -> None:
+    st.subheader("Latest promotions")
+    if not summary.promotions:
+        elements.nothing_yet("Nothing was promoted yet:", "rankloom promote ADAPTER --output DIR")
+        return
+    rows = [
+        {
+            "id": promotion.adapter_id,
+            "outcome": [f"{promotion.status}, forced" if promotion.forced else promotion.status],
+            "adapter": promotion.adapter_id,
+            "format": promotion.format,
+            "alias": promotion.alias,
+            "when": formats.ago(promotion.created_at),
+            "reason": formats.cut(promotion.reason) or None,
+        }
+        for promotion in summary.promotions
+    ]
+    chosen = _pick(rows, _PROMOTIONS, key="promotion", alt="The latest promotions, newest first")
+    _link(elements.ADAPTER, "Open adapter", "adapter", chosen)
+
+
+def _pick(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], *, key: str, alt: str) -> str | None:
+    """Shows a table of which one row can be selected; its `id` stands in the address, under `key`."""
+    wanted = st.query_params.get(key)
+    # Streamlit remembers selected rows by position. A new order is a new table, which starts from the address again.
+    order = hash(tuple(row["id"] for row in rows))
+    state = st.dataframe(
+        pd.DataFrame(rows, columns=list(columns)),
+        column_config=dict(columns),
+        hide_index=True,
+        placeholder=formats.MISSING,
+        key=f"{key}-{order}",
+        on_select="rerun",
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [at for at, row in enumerate(rows) if row["id"] == wanted][:1]}},
+        alt=alt,
+    )
+    chosen = next((str(rows[at]["id"]) for at in state["selection"]["rows"]), None)
+    if chosen is None:
+        st.query_params.pop(key, None)
+    elif chosen != wanted:
+        st.query_params[key] = chosen
+    return chosen
+
+
+def _link(page: str, label: str, parameter: str, value: str | None) -> None:
+    st.page_link(page, label=label, query_params={parameter: value} if value else None, disabled=value is None)
 
 
 render()

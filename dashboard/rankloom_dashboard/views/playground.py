@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from rankloom.evaluation.base import BASE
-from rankloom_dashboard import access, changes, choosing, data, elements, formats
+from rankloom_dashboard import access, changes, choosing, elements, evaluation_reads, formats
 from rankloom_dashboard.errors import BusyError, ForbiddenError
 from rankloom_dashboard.jobs.playground import Answer, Playground, Turn
 from rankloom_registry import Adapter
@@ -24,7 +24,7 @@ _ENDINGS = {"length": "cut at the most new tokens", "stopped": "stopped"}
 def render() -> None:
     """Shows the page."""
     st.title("Playground")
-    if not data.available_adapters():
+    if not evaluation_reads.available_adapters():
         elements.nothing_yet("The registry holds no adapter with files. A search makes them:", "rankloom quickstart")
         return
     adapters = choosing.choose_adapters(

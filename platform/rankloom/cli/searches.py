@@ -25,10 +25,12 @@ from rankloom.errors import ConfigError, SearchError
 if TYPE_CHECKING:
     from rankloom.result import SearchResult
     from rankloom.search import Search
+    from rankloom_registry import Registry, SearchRecord
 
 searches = typer.Typer(no_args_is_help=True, help="What ran.")
 spaces = typer.Typer(no_args_is_help=True, help="What can be searched.")
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The search file.", show_default=False)]
+SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="Id or name.", show_default=False)]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Let Ray and the libraries talk.")]
 # Not RegistryOption: a search file may name the registry, and only a flag or the environment outranks it.
 RegistryOverride = Annotated[
@@ -87,7 +89,9 @@ def run_search(made: Search, *, verbose: bool, as_json: bool, hint: bool = True)
     with TerminalWatcher(errors()).showing() as watcher:
         try:
             result = made.run(watcher, verbose=verbose)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if str(stop):  # of somebody else
+                errors().print(str(stop), markup=False, highlight=False, soft_wrap=True)
             if watcher.begun:
                 errors().print("finished trials are in the registry; go on with the same command and --resume")
             raise
@@ -189,7 +193,8 @@ def _plan(made: Search, *, as_json: bool) -> None:
 @searches.command("list")
 def list_searches(registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = False) -> None:
     """List searches, newest first."""
-    found = open_registry(registry).searches()
+    opened = open_registry(registry)
+    found = [_as_it_is(opened, item) for item in opened.searches()]
     if as_json:
         show_json(found)
         return
@@ -212,13 +217,13 @@ def list_searches(registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOpti
 
 @searches.command("show")
 def show_search(
-    search_ref: Annotated[str, typer.Argument(metavar="SEARCH", help="Id or name.")],
+    search_ref: SearchArgument,
     registry: RegistryOption = DEFAULT_REGISTRY,
     as_json: JsonOption = False,
 ) -> None:
     """Show a search and its trials."""
     opened = open_registry(registry)
-    found = opened.search(search_ref)
+    found = _as_it_is(opened, opened.search(search_ref))
     trials = opened.trials(found.search_id)
     if as_json:
         show_json({"search": found, "trials": trials})
@@ -230,18 +235,79 @@ def show_search(
             ("state", found.status + (f": {found.message}" if found.message else "")),
             ("base", found.base_identity),
             ("dataset", found.dataset.get("source")),
+            ("trials", f"{found.finished_trials}/{found.num_samples}"),
             ("best", found.best_value),
             ("started", found.created_at),
             ("ended", found.ended_at),
         ]
     )
     show_table(
-        ("trial", "state", "eval_loss", "steps", "attempts", "lane", "adapter", "message"),
+        ("trial", "state", "eval_loss", "steps", "attempts", "lane", "slot", "adapter", "message"),
         [
-            (t.number, t.status, t.eval_loss, t.steps, t.attempts, t.lane, t.adapter_id, t.message or None)
+            (t.number, t.status, t.eval_loss, t.steps, t.attempts, t.lane, t.slot, t.adapter_id, t.message or None)
             for t in trials
         ],
     )
+
+
+@searches.command("stop")
+def stop(
+    search_ref: SearchArgument,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="Stop only the trial with this number.", show_default=False)
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.", show_default=False)] = "",
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    as_json: JsonOption = False,
+) -> None:
+    """Interrupt a search that runs, as Ctrl-C does, or stop one of its trials, as early stopping does."""
+    from rankloom import control
+
+    opened = open_registry(registry)
+    found = opened.search(search_ref)
+    if trial is None:
+        control.stop_search(opened, found.search_id, why=reason)
+    else:
+        control.stop_trial(opened, found.search_id, trial, why=reason)
+    if as_json:
+        show_json({"search_id": found.search_id, "name": found.name, "trial": trial})
+    elif trial is None:
+        _say(f"{found.name} is being interrupted; go on with it by its own command and --resume")
+    else:
+        _say(f"trial {trial} of {found.name} is being stopped; its adapter is kept as it is now")
+
+
+@searches.command("extend")
+def extend(
+    search_ref: SearchArgument,
+    by: Annotated[int, typer.Option("--by", min=1, help="How many trials to add.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.", show_default=False)] = "",
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a search that runs try more configurations."""
+    from rankloom import control
+
+    opened = open_registry(registry)
+    found = opened.search(search_ref)
+    total = control.add_trials(opened, found.search_id, by, why=reason)
+    if as_json:
+        show_json({"search_id": found.search_id, "name": found.name, "num_samples": total})
+    else:
+        _say(f"{found.name} has {total} trials from now on")
+
+
+def _as_it_is(registry: Registry, search: SearchRecord) -> SearchRecord:
+    """A search as recorded, but for one whose process died without recording its end."""
+    from dataclasses import replace
+
+    from rankloom.control import status_now
+
+    return replace(search, status=status_now(registry, search))
+
+
+def _say(text: str) -> None:
+    output().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @spaces.command("list")

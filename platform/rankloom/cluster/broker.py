@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rankloom.cluster.flight import RUNG, Flight, LaneState, Past, Progress, final_result
+from rankloom.cluster.flight import RUNG, Flight, Halt, LaneState, Past, Progress, final_result
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
@@ -87,6 +87,8 @@ class Broker:
                 spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts)
                 flight = Flight(spec, results=list(past.results), last=dict((past.results or [{}])[-1]))
                 flight.ended = past.ended
+            elif restored is not None and flight.halt is not None:  # Tune is yet to hear that it is over
+                flight = dataclasses.replace(flight, results=flight.results[-1:])
             elif restored is not None:
                 spec = dataclasses.replace(flight.spec, params=params, decided=restored)
                 flight = Flight(spec, last=flight.last, lease=flight.lease, deaths=flight.deaths)
@@ -217,6 +219,8 @@ class Broker:
         async with self._changed:
             if self._closed:
                 return
+            if (halt := self._flights[event.trial_id].halt) is not None:
+                event = halt.signed(event)
             self._events += [*before, event]
             self._end(event)
             self._changed.notify_all()
@@ -257,6 +261,33 @@ class Broker:
             return await self._wait(
                 lambda: self._closed or all(f.ended or not f.lane for f in self._flights.values()), timeout_s
             )
+
+    async def stop(self, number: int, who: str, why: str = "") -> str:
+        """Stop a trial on somebody's behalf: its lane ends it, and Tune hears of it as the trial's own end.
+
+        Args:
+            number: Its number in the search.
+            who: Who asks.
+            why: Why.
+
+        Returns:
+            Why it cannot be stopped; empty if it is over, or will be as soon as its lane has saved it.
+        """
+        async with self._changed:
+            if self._closed:
+                return "the search is ending: no trial of it is in training any more"
+            flights = {flight.spec.number: flight for flight in self._flights.values()}
+            flight = flights.get(number)
+            # Of one that waits for its first slot nobody has been told: it is not in the registry, and has no adapter.
+            if flight is None or not flight.spec.attempt or (flight.ended and flight.halt is None):
+                begun = sorted(other for other in flights if flights[other].spec.attempt and not flights[other].ended)
+                these = ", ".join(map(str, begun)) or "none"
+                return f"trial {number} is not in training, so it cannot be stopped; of this search, these are: {these}"
+            flight.halt = flight.halt or Halt(who, why)
+            if flight.lane is None and not flight.ended:
+                self._finish_in_broker(flight, "stopped", "")
+            self._changed.notify_all()
+            return ""
 
     async def close(self) -> None:
         """End the search: whoever waits is let go, and what lanes tell from now on is not recorded."""
@@ -343,9 +374,9 @@ class Broker:
             self._let_go(flight)
             flight.deaths += 1
             flight.awaiting = None
-            if flight.released and flight.paused:
+            if flight.released and flight.paused and not flight.halt:
                 continue
-            if flight.released:
+            if flight.released or flight.halt:
                 self._finish_in_broker(flight, "stopped", "its lane died after it was stopped")
             elif flight.deaths >= MAX_ATTEMPTS:
                 self._finish_in_broker(flight, "failed", f"its lane's process died {flight.deaths} times in this trial")
@@ -363,6 +394,8 @@ class Broker:
             message=message,
             attempt=flight.spec.attempt,
         )
+        if flight.halt is not None:
+            event = flight.halt.signed(event)
         self._events.append(event)
         self._end(event)
 

@@ -19,9 +19,11 @@ from ray.tune.schedulers import PopulationBasedTraining
 from rankloom.cluster.broker import Broker
 from rankloom.cluster.flight import LaneState
 from rankloom.cluster.following import Follower, interruptible
-from rankloom.cluster.job import STOP, Job, Watch
+from rankloom.cluster.job import STOP, Job, StoppedOnRequest, Watch
 from rankloom.cluster.lane import LaneConfig, run_lane
 from rankloom.cluster.owner import owned
+from rankloom.cluster.proposing import Room
+from rankloom.cluster.steering import Steering
 from rankloom.cluster.tuning import PAUSING, build_tuner
 from rankloom.config import REDUCTION_FACTOR, SearchConfig
 from rankloom.errors import ConfigError, SearchError
@@ -43,6 +45,7 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
         ConfigError: The scheduler asks for what the engine cannot do.
         SearchError: No lane could run, or a lane found its base changed.
         KeyboardInterrupt: Ctrl-C; what was recorded stays, and the search can be resumed.
+        StoppedOnRequest: Somebody asked for its end, which does the same.
     """
     STOP.clear()
     if job.config.engine == "trl" and isinstance(job.config.scheduler, PAUSING):
@@ -59,19 +62,22 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
             takes_turns=isinstance(job.config.scheduler, PopulationBasedTraining),
         )
         refs = [run_lane.remote(lane, broker) for lane in lanes]
-        follower = Follower(broker, record, watch)
+        room = Room(job.config.num_samples)
+        steering = Steering(job, broker, room, record)
+        follower = Follower(broker, record, watch, steering)
         follower.start()
         try:
             with interruptible(broker):
                 # Tune is to propose as many trials at once as there are slots, and a lane measures how many it has.
                 if slots := ray.get(broker.planned.remote()):
-                    build_tuner(job, broker, slots).fit()
+                    build_tuner(job, broker, slots, room).fit()
+                room.close()
                 if not STOP.is_set():
                     ray.get(broker.drained.remote(DRAIN_S))
             follower.finish()
             ray.get(broker.close.remote())
             if STOP.is_set() and follower.error is None:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt if steering.stopped is None else StoppedOnRequest(steering.stopped)
             if follower.error is not None:
                 raise follower.error
             # Each lane now proves that its base was left as it was; a search that cannot say so is not completed.

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rankloom.mailbox import stopped_by
 from rankloom.training.exchange import TrialSpec, Verdict
 from rankloom_registry import TrialEnded
 
 RUNG = "rung"  # key of a result: the metric of every trial evaluated after the same step, of this one too
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Who wants a trial to be over, and why."""
+
+    who: str
+    why: str
+
+    def signed(self, event: TrialEnded) -> TrialEnded:
+        """Return how a trial ended on their behalf; what ended otherwise first is nobody's."""
+        if event.status != "stopped":
+            return event
+        message = "; ".join(filter(None, (stopped_by(self.who, self.why), event.message)))
+        return replace(event, who=self.who, why=self.why, message=message)
 
 
 @dataclass(slots=True)
@@ -24,6 +40,7 @@ class Flight:
     awaiting: int | None = None  # the result that its lane wants a verdict about
     released: bool = False  # Tune no longer wants it, or not now
     paused: bool = False  # and will come back with it
+    halt: Halt | None = None  # somebody other than Tune wants it to be over
     told: bool = False  # its lane knows that it is to stop
     ended: bool = False
     lane: str | None = None
@@ -32,6 +49,8 @@ class Flight:
     @property
     def verdict(self) -> Verdict | None:
         """What its lane should be told, if anything."""
+        if self.halt is not None:
+            return None if self.told else "stop"
         if self.released:
             return None if self.told else "pause" if self.paused else "stop"
         return "go_on" if self.awaiting is not None and self.asked > self.awaiting + 1 else None

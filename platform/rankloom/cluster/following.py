@@ -11,22 +11,28 @@ from typing import Any
 import ray
 
 from rankloom.cluster.job import STOP, Watch
+from rankloom.cluster.steering import Steering
 from rankloom_registry import Event
 
 
 class Follower(threading.Thread):
-    """Carries the broker's events to the registry and the terminal while Tune has the main thread.
+    """Carries the broker's events to the registry and the terminal, and what others ask to who does it.
+
+    It does so while Tune has the main thread.
 
     Attributes:
         error: What went wrong, if anything did.
     """
 
-    def __init__(self, broker: Any, record: Callable[[Sequence[Event]], None], watch: Watch) -> None:
+    def __init__(
+        self, broker: Any, record: Callable[[Sequence[Event]], None], watch: Watch, steering: Steering
+    ) -> None:
         """Follow what `broker` hears; `record` and `watch` are those of `run_job`."""
         super().__init__(name="rankloom-follower", daemon=True)
         self._broker = broker
         self._record = record
         self._watch = watch
+        self._steering = steering
         self._over = threading.Event()
         self.error: BaseException | None = None
 
@@ -41,7 +47,7 @@ class Follower(threading.Thread):
                 if events:
                     self._record(events)
                     seen += len(events)
-                self._watch(events, *ray.get(self._broker.state.remote()))
+                self._watch([*events, *self._steering.obey()], *ray.get(self._broker.state.remote()))
                 if over and not events:
                     return
         except BaseException as error:  # noqa: BLE001

@@ -9,11 +9,24 @@ from typing import Any
 
 from rankloom.cluster.flight import LaneState, Past, Progress
 from rankloom.config import SearchConfig, TrainingConfig
+from rankloom.mailbox import Request, stopped_by
 from rankloom.runs import Run
 from rankloom_registry import Event
 
 Watch = Callable[[Sequence[Event], Sequence[LaneState], Sequence[Progress]], None]
 STOP = threading.Event()  # one search a process; a module's own, because Tune pickles the stopper
+
+
+class StoppedOnRequest(KeyboardInterrupt):
+    """Somebody asked for the end of a search, from another process: what Ctrl-C is in this one.
+
+    Attributes:
+        request: Who asked, and why.
+    """
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(stopped_by(request.who, request.why))
+        self.request = request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

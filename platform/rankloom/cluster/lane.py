@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.errors import RankloomError
 from rankloom.hush import hush
 from rankloom.runs import CHECKPOINTS
-from rankloom.training.exchange import Orders, Outcome, Report, TrialSpec
+from rankloom.training.exchange import Free, Orders, Outcome, Report, TrialSpec, seated
 from rankloom_registry import Event, EventError, TrialEnded, TrialReported, TrialStarted
 
 MAX_RESTARTS = 5
@@ -135,9 +135,10 @@ class BrokerExchange:
         self._broker = broker
         self._log = log
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
         """Ask the broker what to do."""
-        orders: Orders = ray.get(self._broker.orders.remote(self._config.name, free, wait_s))
+        orders: Orders = ray.get(self._broker.orders.remote(self._config.name, len(free), wait_s))
+        orders = replace(orders, trials=seated(orders.trials, free))
         for spec in orders.trials:
             event = TrialStarted(
                 trial_id=spec.trial_id,
@@ -146,6 +147,7 @@ class BrokerExchange:
                 params=spec.params,
                 lane=self._config.name,
                 attempt=spec.attempt,
+                slot=spec.slot,
             )
             self._write(event)
             ray.get(self._broker.started.remote(event))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import GridSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
-from ray.tune.search.search_generator import SearchGenerator
 
 from rankloom.cluster.trainable import INTERRUPTED
 from rankloom.errors import ConfigError
@@ -69,7 +69,10 @@ class OptunaSearcher(OptunaSearch):
         """Return a trial's `number` and sampled `params`: those of an earlier run first, then new ones."""
         if self._over:
             return Searcher.FINISHED
-        if (past := next(self._past, None)) is not None:
+        past = next(self._past, None)
+        if past is None and self.exhausted():  # a grid would propose a point again that is being trained
+            return Searcher.FINISHED
+        if past is not None:
             trial = self._ot_trials[trial_id] = optuna.Trial(self._ot_study, past._trial_id)
             if past.state.is_finished():
                 self._completed_trials.add(trial_id)
@@ -78,6 +81,14 @@ class OptunaSearcher(OptunaSearch):
                     trial._suggest(name, distribution)
         params = super().suggest(trial_id)
         return {"number": self._ot_trials[trial_id].number, "params": params}
+
+    def exhausted(self) -> bool:
+        """Return whether the sampler has nothing left to propose: it said so, or it is a grid that was drawn whole."""
+        sampler = self._ot_study.sampler
+        if self._over or not isinstance(sampler, GridSampler):
+            return self._over
+        drawn = {trial.system_attrs.get("grid_id") for trial in self._ot_study.get_trials(deepcopy=False)}
+        return len(drawn - {None}) >= math.prod(len(values) for values in sampler._search_space.values())
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Leave what is reported in mid-trial to the scheduler; the study learns the last value, at the end."""
@@ -108,28 +119,6 @@ class OptunaSearcher(OptunaSearch):
 
     def save(self, checkpoint_path: str) -> None:
         """Keep nothing: the journal holds everything."""
-
-
-class Population:
-    """A searcher's trials for population-based training, which Tune's own `SearchGenerator` is refused by.
-
-    The refusal is for searchers that learn from a trial's final score, whose configuration was not theirs by then. A
-    whole population is drawn before its first member ends, so that this one has nothing left to propose.
-    """
-
-    def __init__(self, searcher: Searcher, *, at_once: int) -> None:
-        """Wrap a searcher as Tune would.
-
-        Args:
-            searcher: Proposes the population.
-            at_once: Trials in flight: the size of the population.
-        """
-        self._generator = SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent=at_once))
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_generator":  # asked of a copy that has nothing yet
-            raise AttributeError(name)
-        return getattr(self._generator, name)
 
 
 def build_sampler(sampler: Any, seed: int, *, drawn: int = 0) -> optuna.samplers.BaseSampler:

@@ -17,7 +17,8 @@ from ray.tune.schedulers import (
 
 from rankloom.cluster.halving import SuccessiveHalving
 from rankloom.cluster.job import STOP, Job
-from rankloom.cluster.searcher import OptunaSearcher, Population, build_sampler
+from rankloom.cluster.proposing import Population, Proposals, Room
+from rankloom.cluster.searcher import OptunaSearcher, build_sampler
 from rankloom.cluster.trainable import CPU_SHARE, LaneTrial
 from rankloom.config import REDUCTION_FACTOR, rungs
 from rankloom.errors import ConfigError
@@ -25,13 +26,14 @@ from rankloom.errors import ConfigError
 PAUSING = (HyperBandScheduler, PopulationBasedTraining)
 
 
-def build_tuner(job: Job, broker: Any, slots: int) -> tune.Tuner:
+def build_tuner(job: Job, broker: Any, slots: int, room: Room) -> tune.Tuner:
     """Build the tuner of a search.
 
     Args:
         job: The search.
         broker: Handle of its broker.
         slots: Trials that all lanes train at once.
+        room: How many trials it proposes.
     """
     trainable = tune.with_resources(
         tune.with_parameters(
@@ -49,7 +51,7 @@ def build_tuner(job: Job, broker: Any, slots: int) -> tune.Tuner:
     max_steps, eval_steps = job.training.max_steps, job.training.eval_steps
     assert max_steps is not None and eval_steps is not None
     # A scheduler that pauses trials compares more of them than there are slots, and from the beginning; they wait in
-    # the broker. With no number at all Tune would add one whenever an actor has started.
+    # the broker. With no limit at all Tune would add one whenever an actor has started.
     at_once = job.config.max_concurrent_trials or (
         job.config.num_samples if isinstance(job.config.scheduler, PAUSING) else slots
     )
@@ -62,18 +64,17 @@ def build_tuner(job: Job, broker: Any, slots: int) -> tune.Tuner:
         journal=job.run.study,
     )
     population = isinstance(job.config.scheduler, PopulationBasedTraining)
-    search_alg: Any = Population(searcher, at_once=at_once) if population else searcher
+    proposals: Any = Population(searcher, at_once=at_once) if population else Proposals(searcher, room, at_once=at_once)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric=job.config.metric,
             mode=job.config.mode,
-            search_alg=search_alg,
+            search_alg=proposals,
             scheduler=build_scheduler(
                 job.config.scheduler, grace_steps=min(eval_steps, max_steps), max_steps=max_steps
             ),
             num_samples=job.config.num_samples,
-            max_concurrent_trials=None if population else at_once,
             time_budget_s=job.config.time_budget_s,
             reuse_actors=True,
             trial_dirname_creator=_trial_folder,
@@ -82,7 +83,7 @@ def build_tuner(job: Job, broker: Any, slots: int) -> tune.Tuner:
             name=job.run.tune.name,
             storage_path=str(job.run.tune.parent),
             stop=_StopFlag(),
-            callbacks=[_Farewell(broker)],
+            callbacks=[_Farewell(broker), _LastCall(proposals, room)],
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=1 if job.verbose else 0,
@@ -131,6 +132,17 @@ class _StopFlag(tune.Stopper):
 
     def stop_all(self) -> bool:
         return STOP.is_set()
+
+
+class _LastCall(tune.Callback):
+    """Closes the room for trials in the step after which Tune finds that all have ended, and ends its loop."""
+
+    def __init__(self, proposals: Any, room: Room) -> None:
+        self._proposals = proposals
+        self._room = room
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._room.close_if(lambda: self._proposals.is_finished() and all(trial.is_finished() for trial in trials))
 
 
 class _Farewell(tune.Callback):

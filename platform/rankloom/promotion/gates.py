@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rankloom.belongs import check_base
-from rankloom.errors import PromotionError
+from rankloom.errors import PromotionError, RankloomError
 from rankloom.models import BaseModel, resolve_base, split_identity
 from rankloom.promotion.drift import Drift
-from rankloom_registry import Adapter, Registry
+from rankloom_registry import Adapter, Registry, RegistryError
 
 OnBytes = Callable[[int, int], None]
+OnGate = Callable[[str, dict[str, Any]], None]
 TOLERANCE = 0.05  # nats a token; docs/promotion.md says why
 LOST_GAIN = 0.05  # share of what the adapter gained over its base
 FAITHFUL = 3.0  # times the divergence that another precision alone causes
 _NAMED = 3  # tensors a message names
 _SPARE_BYTES = 64 << 20  # of small files, and of what else the disk is needed for
+
+
+@contextmanager
+def gate(name: str, on_gate: OnGate) -> Iterator[dict[str, Any]]:
+    """Tell of a gate, once it is passed or closed.
+
+    Args:
+        name: Its name.
+        on_gate: Called with the name and the figures; `passed` is one of them, and `problem` if it is closed.
+
+    Yields:
+        The figures, to be filled in.
+    """
+    figures: dict[str, Any] = {}
+    try:
+        yield figures
+    except (RankloomError, RegistryError) as error:
+        on_gate(name, figures | {"passed": False, "problem": str(error)})
+        raise
+    on_gate(name, {"passed": True} | figures)
 
 
 def prove_base(

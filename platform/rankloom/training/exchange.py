@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,6 +22,7 @@ class TrialSpec:
             and any training setting that the space varies.
         attempt: 1, or more after a lane died under it or it was paused.
         decided: The last step whose evaluation was answered with 'go_on': a checkpoint of it need not ask again.
+        slot: The engine's slot that it takes; None where the engine has none.
     """
 
     trial_id: str
@@ -29,6 +30,7 @@ class TrialSpec:
     params: dict[str, Any]
     attempt: int = 1
     decided: int = 0
+    slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +67,18 @@ class Orders:
     more: bool = True
 
 
+Free = Sequence[int | None]  # indices of an engine's free slots; None is the place of an engine that has no slots
 Report = tuple[TrialSpec, dict[str, Any]]  # an evaluation: `steps` and StepMetrics' fields
 
 
 class Exchange(Protocol):
     """What an engine asks for and tells; a lane's goes to the broker, a script's is a list."""
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
-        """Ask for at most `free` new trials and for decisions, waiting until there is something, at most `wait_s`.
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
+        """Ask for new trials and for decisions, waiting until there is something, at most `wait_s`.
 
         Args:
-            free: Trials that the engine could begin.
+            free: The slots in which the engine could begin a trial each; a trial that comes is told the one it takes.
             wait_s: Seconds to wait; 0 returns what there is, None waits as long as it takes.
         """
 
@@ -89,6 +92,11 @@ class Exchange(Protocol):
         """Tell how a trial ended."""
 
 
+def seated(trials: Iterable[TrialSpec], free: Free) -> tuple[TrialSpec, ...]:
+    """Return the trials that free slots are there for, each with its slot."""
+    return tuple(replace(spec, slot=slot) for spec, slot in zip(trials, free, strict=False))
+
+
 class LocalExchange:
     """Trials from a list, outcomes into a dict: for scripts and tests without Ray."""
 
@@ -100,10 +108,10 @@ class LocalExchange:
         self.reports: dict[str, list[dict[str, Any]]] = {spec.trial_id: [] for spec in specs}
         self.outcomes: dict[str, Outcome] = {}
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
         """Return the next trials of the list, and what was decided."""
-        trials = tuple(self._queue[:free])
-        del self._queue[:free]
+        trials = seated(self._queue, free)
+        del self._queue[: len(trials)]
         verdicts, self._verdicts = self._verdicts, {}
         over = len(self.outcomes) == len(self.reports)
         return Orders(trials=trials, verdicts=verdicts, over=over, more=False)

@@ -62,7 +62,7 @@ class TrlEngine:
 
     def run(self, exchange: Exchange) -> None:
         """Train every trial that the exchange gives, until it is over."""
-        while not (orders := exchange.orders(free=1, wait_s=None)).over:
+        while not (orders := exchange.orders(free=(None,), wait_s=None)).over:
             for spec in orders.trials:
                 outcome = self._outcome(spec, exchange)
                 if outcome is not None:
@@ -179,7 +179,7 @@ class _Watch(TrainerCallback):
         """Report the evaluation and wait for what is decided about it."""
         self._exchange.report([(self._spec, dict(self.metrics))])
         while True:
-            orders = self._exchange.orders(free=0, wait_s=None)
+            orders = self._exchange.orders(free=(), wait_s=None)
             verdict = orders.verdicts.get(self._spec.trial_id)
             if verdict == "pause":  # a trainer's state is nowhere kept
                 raise TrainingError("the scheduler pauses trials, which engine 'trl' cannot: set engine to 'packed'")

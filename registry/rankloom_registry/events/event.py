@@ -37,7 +37,8 @@ def acting_for(who: str) -> Iterator[None]:
         _acting_for.reset(token)
 
 
-def _user() -> str:
+def acting_user() -> str:
+    """Return on whose behalf events are recorded here and now."""
     if who := _acting_for.get():
         return who
     try:
@@ -63,7 +64,7 @@ class Event:
     same: ClassVar[tuple[str, ...]] = ()  # the fields that make it the same event when it is sent again
     event_id: str = ""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    who: str = field(default_factory=_user)
+    who: str = field(default_factory=acting_user)
     why: str = ""
 
     def __init_subclass__(cls) -> None:

@@ -21,6 +21,7 @@ from rankloom_registry.events.kinds import (
     Promoted,
     PromotionUndone,
     SearchEnded,
+    SearchExtended,
     SearchResumed,
     SearchStarted,
     TrialEnded,
@@ -114,6 +115,11 @@ def _(event: SearchResumed, connection: duckdb.DuckDBPyConnection) -> None:
 
 
 @fold.register
+def _(event: SearchExtended, connection: duckdb.DuckDBPyConnection) -> None:
+    _change(connection, event, "searches", "search_id", event.search_id, {"num_samples": event.num_samples})
+
+
+@fold.register
 def _(event: SearchEnded, connection: duckdb.DuckDBPyConnection) -> None:
     end = {"status": event.status, "message": event.message, "ended_at": event.at}
     _change(connection, event, "searches", "search_id", event.search_id, end)
@@ -135,11 +141,12 @@ def _(event: TrialStarted, connection: duckdb.DuckDBPyConnection) -> None:
         "message": "",
         "attempts": event.attempt,
         "lane": event.lane,
+        "slot": event.slot,
         "created_at": event.at,
     }
     again = (
         "ON CONFLICT (trial_id) DO UPDATE SET status = 'running', message = '', ended_at = NULL, lane = excluded.lane, "
-        "params = excluded.params, attempts = greatest(attempts, excluded.attempts)"
+        "slot = excluded.slot, params = excluded.params, attempts = greatest(attempts, excluded.attempts)"
     )
     _insert(connection, "trials", row, again)
 

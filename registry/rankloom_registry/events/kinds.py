@@ -70,6 +70,15 @@ class SearchResumed(_SearchEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchExtended(_SearchEvent):
+    """Trials were added to a search; `num_samples` is how many it has from then on."""
+
+    kind: ClassVar[str] = "search_extended"
+    same: ClassVar[tuple[str, ...]] = ("search_id", "num_samples")
+    num_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchEnded(_SearchEvent):
     """A search ended; trials of it that still run are interrupted."""
 
@@ -93,7 +102,10 @@ class _TrialEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted(_TrialEvent):
-    """A trial began, or began again with a higher `attempt`; `params` is its resolved configuration."""
+    """A trial began, or began again with a higher `attempt`; `params` is its resolved configuration.
+
+    `slot` is the index of the slot of its lane that it took, where what trains it has slots.
+    """
 
     kind: ClassVar[str] = "trial_started"
     same: ClassVar[tuple[str, ...]] = ("trial_id", "attempt")
@@ -102,6 +114,7 @@ class TrialStarted(_TrialEvent):
     params: Mapping[str, Any]
     lane: str = ""
     attempt: int = 1
+    slot: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

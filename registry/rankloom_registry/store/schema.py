@@ -154,11 +154,16 @@ FROM (SELECT adapter_id, list(alias ORDER BY alias) AS aliases FROM store.aliase
 WHERE l.adapter_id = a.adapter_id;
 """
 
+_SLOTS = """
+ALTER TABLE store.trials ADD COLUMN slot INTEGER;
+"""
+
 MIGRATIONS: dict[str, str] = {
     "0001-first": _FIRST,
     "0002-records": _RECORDS,
     "0003-origins": _ORIGINS,
     "0004-labels": _LABELS,
+    "0005-slots": _SLOTS,
 }
 
 

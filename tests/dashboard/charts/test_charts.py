@@ -44,9 +44,10 @@ def test_each_role_stands_in_the_legend_once(search) -> None:
     figure = draw_learning_curves(learning_curves_info(*search))
     named = [trace.name for trace in figure.data if trace.showlegend]
     assert sorted(named) == ["best · trial 5", "completed", "prior · trial 0", "stopped early"]
-    stopped = [trace for trace in figure.data if trace.legendgroup == "stopped"]
+    (stopped,) = [trace for trace in figure.data if trace.name == "stopped early"]
     best = figure.data[-1]
-    assert all(trace.line.width < best.line.width for trace in stopped)
+    assert best.name == "best · trial 5"
+    assert stopped.line.width < best.line.width
 
 
 def test_a_curve_of_one_point_can_be_seen(search) -> None:

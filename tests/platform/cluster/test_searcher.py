@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
-from rankloom.cluster.searcher import OptunaSearcher, Population, build_sampler
+from rankloom.cluster.proposing import Population
+from rankloom.cluster.searcher import OptunaSearcher, build_sampler
 from rankloom.errors import ConfigError
 from rankloom_spaces import load_space
 

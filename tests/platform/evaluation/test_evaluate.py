@@ -17,7 +17,6 @@ from rankloom.evaluation.evaluate import evaluate
 from rankloom.evaluation.report import load_report, report_file
 from rankloom.evaluation.rows import held_out_rows
 from rankloom.evaluation.scores import exact_match, rouge_l
-from rankloom.promotion.promote import output_folder
 from rankloom_registry import (
     AdapterAdded,
     AdapterNotFoundError,
@@ -280,15 +279,3 @@ def test_an_adapter_that_is_not_there_or_has_changed(world: Any, registry: Regis
     with pytest.raises(ArtifactError):
         evaluate(registry, [world.adapters[0]])
     assert registry.evaluations(world.adapters[0]) == []
-
-
-def test_an_output_is_never_overwritten(tmp_path: Path) -> None:
-    assert output_folder(tmp_path / "new") == tmp_path / "new"
-    (tmp_path / "empty").mkdir()
-    assert output_folder(tmp_path / "empty") == tmp_path / "empty"
-    (tmp_path / "file").touch()
-    for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(PromotionError, match="exists and is not empty: choose another --output"):
-            output_folder(taken)
-    with pytest.raises(PromotionError, match="does not exist: make it first"):
-        output_folder(tmp_path / "none" / "merged")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.training.evaluation import evaluate_loss
-from rankloom.training.exchange import LocalExchange, Orders, Outcome, Report, TrialSpec
+from rankloom.training.exchange import Free, LocalExchange, Orders, Outcome, Report, TrialSpec
 from rankloom.training.resident import ResidentBase, load_resident_base
 from rankloom.training.trial import lora_config, varied
 from rankloom.training.trl import TrlEngine, adapted
@@ -80,7 +80,7 @@ class Answering(LocalExchange):
         super().report(reports)
         self._reported = True
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
         orders = super().orders(free, wait_s)
         return self._answer if self._reported and not self.outcomes else orders
 

@@ -56,6 +56,11 @@ def test_a_registry_of_an_earlier_version_is_brought_up_to_date_when_asked(old: 
     assert [promotion.reason for promotion in lineage.promotions] == ["best"]
     assert {event.kind: event.why for event in lineage.events}["promoted"] == "best"
     assert [move.adapter_id for move in registry.alias_history("first", "prod")] == ["adapter1"]
+    assert [trial.slot for trial in registry.trials("s1")] == [None, None]
+    assert [(span.number, span.lane, span.status) for span in registry.trial_spans("s1")] == [
+        (0, "lane-0", "completed"),
+        (1, "lane-0", "completed"),
+    ]
     assert registry.base("c" * 64).sampled is None and registry.base_leaves("c" * 64) == {}
 
     assert len(registry.events()) == 14

@@ -78,8 +78,7 @@ class PackedEngine:
                     running = [slot for slot in self._hands if not slot.waiting][: self._width]
                     short = len(running) < self._width
                     rest = patience - time.monotonic() if short else 0.0
-                    free = max(0, self._width - len(self._hands))
-                    orders = exchange.orders(free, max(0.0, rest) if running else None)
+                    orders = exchange.orders(self._free(), max(0.0, rest) if running else None)
                     if orders.over:
                         return
                     self._obey(orders, exchange)
@@ -96,6 +95,12 @@ class PackedEngine:
             self._model.close()
 
     # Trials come and go
+
+    def _free(self) -> list[int]:
+        """Return the slots in which trials may begin: fewer than are empty after a pass of many has failed."""
+        taken = {slot.spec.slot for slot in self._hands}
+        empty = [index for index in range(self.slots) if index not in taken]
+        return empty[: max(0, self._width - len(self._hands))]
 
     def _admit(self, spec: TrialSpec, exchange: Exchange, scratch: Path) -> None:
         # Planned fault tolerance: what one trial's configuration does wrong is that trial's outcome.

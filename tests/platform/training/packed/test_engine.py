@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from rankloom.config import QuantizationConfig, TrainingConfig
 from rankloom.training.evaluation import evaluate_loss
-from rankloom.training.exchange import LocalExchange, Orders, Outcome, Report, TrialSpec, Verdict
+from rankloom.training.exchange import Free, LocalExchange, Orders, Outcome, Report, TrialSpec, Verdict
 from rankloom.training.packed.engine import PackedEngine
 from rankloom.training.resident import ResidentBase, load_resident_base
 
@@ -43,7 +43,7 @@ class Told(LocalExchange):
         self._paused: set[str] = set()
         self._over = False
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
         orders = super().orders(free, wait_s)
         self._paused |= {name for name, verdict in orders.verdicts.items() if verdict == "pause"}
         started = {
@@ -107,6 +107,27 @@ def test_a_trial_stops_where_it_is_told(
     assert [report["steps"] for report in exchange.reports["short"]] == [2, 4]
     assert short.metrics == exchange.reports["short"][-1]
     assert ended_alike(exchange.outcomes["long"], alone(resident, trial("long", seed=1)))
+
+
+class Seats(LocalExchange):
+    """Keeps which slot each trial trained in, in the order in which they ended."""
+
+    def __init__(self, specs: list[TrialSpec], *, stop: dict[str, int]) -> None:
+        super().__init__(specs, stop=stop)
+        self.slots: list[tuple[str, int | None]] = []
+
+    def finish(self, spec: TrialSpec, outcome: Outcome) -> None:
+        super().finish(spec, outcome)
+        self.slots.append((spec.trial_id, spec.slot))
+
+
+def test_a_trial_takes_the_slot_that_another_left(
+    resident: ResidentBase, trial: MakeTrial, packed_engine: MakeEngine
+) -> None:
+    specs = [trial("first"), trial("short"), trial("too large", r=10**13), trial("next", max_steps=12)]
+    exchange = Seats([*specs, trial("last")], stop={"short": 2})
+    packed_engine(resident, slots=2, training=SIX).run(exchange)
+    assert exchange.slots == [("short", 1), ("too large", 1), ("first", 0), ("last", 0), ("next", 1)]
 
 
 def test_what_is_stopped_between_evaluations_is_measured_as_it_is_saved(
@@ -227,7 +248,7 @@ class Admissions(LocalExchange):
         self.seconds: list[float] = []
         self._given = 0.0
 
-    def orders(self, free: int, wait_s: float | None) -> Orders:
+    def orders(self, free: Free, wait_s: float | None) -> Orders:
         if self._given:
             self.seconds.append(time.monotonic() - self._given)
         orders = super().orders(free, wait_s)

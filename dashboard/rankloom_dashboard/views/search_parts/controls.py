@@ -1,0 +1,85 @@
+"""What can be told a search that runs: to stop a trial, to stop altogether, to try more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from rankloom.errors import RankloomError
+from rankloom_dashboard import access, changes, elements, formats
+from rankloom_dashboard.errors import DashboardError
+from rankloom_dashboard.views.search_parts.view import View
+from rankloom_registry import RegistryError
+
+_MOST_ADDED = 10_000
+
+
+def show(view: View) -> None:
+    """Shows the buttons; each asks again before it acts."""
+    forbidden = _forbidden()
+    with st.container(horizontal=True):
+        _stop_trial(view, forbidden)
+        _stop_search(view, forbidden)
+        _add_trials(view, forbidden)
+
+
+def _forbidden() -> str | None:
+    if access.may("editor"):
+        return None
+    if access.changes_allowed():
+        return "This needs the role editor; ask whoever runs the dashboard."
+    return "This dashboard only shows the registry; start it with --allow-changes to change anything."
+
+
+def _stop_trial(view: View, forbidden: str | None) -> None:
+    running = {trial.number: trial for trial in view.trials if trial.status == "running"}
+    with st.popover("Stop a trial", disabled=bool(forbidden) or not running, help=forbidden, key="ask-stop-trial"):
+        if not running:
+            return
+        number = st.selectbox(
+            "Trial",
+            list(running),
+            format_func=lambda key: (
+                f"trial {key} · step {formats.count(running[key].steps)}"
+                f" · {view.objective.name} {formats.loss(view.objective.of(running[key]))}"
+            ),
+            key="trial-to-stop",
+        )
+        why = _why("why-stop-trial")
+        st.caption("Its adapter is kept, and the next trial gets its slot.")
+        # The number is part of the key: if the list has changed by the time of the click, nothing else is stopped.
+        if st.button(f"Stop trial {number}", type="primary", key=f"stop-trial-{number}"):
+            _ask(lambda: changes.stop_trial(view.search.search_id, number, why=why), f"Trial {number} is told to stop.")
+
+
+def _stop_search(view: View, forbidden: str | None) -> None:
+    with st.popover("Stop the search", disabled=bool(forbidden), help=forbidden, key="ask-stop-search"):
+        why = _why("why-stop-search")
+        st.caption("Its trials are interrupted. It can be resumed with:")
+        st.code("rankloom search CONFIG.yaml --resume", language="bash")
+        if st.button("Stop all its trials", type="primary", key="stop-search"):
+            _ask(lambda: changes.stop_search(view.search.search_id, why=why), "The search is told to stop.")
+
+
+def _add_trials(view: View, forbidden: str | None) -> None:
+    with st.popover("Add trials", disabled=bool(forbidden), help=forbidden, key="ask-add-trials"):
+        count = int(st.number_input("How many more", min_value=1, max_value=_MOST_ADDED, value=8, key="more-trials"))
+        st.caption(f"It would then try {formats.count(view.search.num_samples + count)} in all.")
+        if st.button(f"Add {formats.counted(count, 'trial', 'trials')}", type="primary", key="add-trials"):
+            _ask(lambda: changes.add_trials(view.search.search_id, count), f"The search is told to try {count} more.")
+
+
+def _why(key: str) -> str:
+    return st.text_input("Why (may be empty)", max_chars=500, key=key)
+
+
+def _ask(change: Callable[[], Any], done: str) -> None:
+    try:
+        with st.spinner("Telling the search"):
+            change()
+    except (DashboardError, RankloomError, RegistryError) as error:
+        elements.problem("That was not done.", str(error))
+    else:
+        st.toast(f"{done} It shows here within seconds.")

@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+
+from rankloom.config import parse_config
+from rankloom.mailbox import Mailbox, Request
+from rankloom.runs import Run, plain_config
+from rankloom_dashboard import data
+from rankloom_dashboard.launch import CHANGES_VARIABLE, REGISTRY_VARIABLE
+from rankloom_registry import (
+    Registry,
+    SearchEnded,
+    SearchResumed,
+    SearchStarted,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
+
+SEARCH = "views/search.py"
+TABS = ("Trials", "Lanes", "Parameters", "Pairs", "Trade-offs")
+HOSTILE = "<script>alert(1)</script> ![x](http://evil.example/x.png) **bold** :material/home:"
+READ_AS_MARKDOWN = (
+    "title",
+    "header",
+    "subheader",
+    "caption",
+    "markdown",
+    "info",
+    "warning",
+    "error",
+    "success",
+    "metric",
+)
+
+
+@dataclass
+class Driver:
+    """Stands for the process of a search: it has the run, and does what it is asked."""
+
+    asked: list[Request] = field(default_factory=list)
+    refusal: str = ""
+
+
+@contextmanager
+def driven(made) -> Iterator[Driver]:
+    with Registry.open(made.path) as registry:
+        registry.record(
+            SearchResumed(search_id=made.search_id),
+            TrialStarted(trial_id="t-new", search_id=made.search_id, number=8, params={"r": 4}, lane="lane-0", slot=3),
+        )
+        search = registry.search(made.search_id)
+    run = make_run(made, search)
+    driver, over, ready = Driver(), threading.Event(), threading.Event()
+
+    def drive() -> None:
+        with run.alone():
+            mailbox = Mailbox(run.requests)
+            mailbox.open()
+            ready.set()
+            while not over.wait(0.01):
+                for request in mailbox.take():
+                    driver.asked.append(request)
+                    mailbox.answer(request, refusal=driver.refusal, num_samples=9)
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield driver
+    finally:
+        over.set()
+        thread.join()
+
+
+def make_run(made, search) -> Run:
+    config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl"})
+    run = Run(
+        folder=made.path.with_suffix(".runs") / search.name,
+        search_id=search.search_id,
+        name=search.name,
+        config=plain_config(config),
+        base_path="/base",
+        base_content_root=search.base_content_root,
+    )
+    run.folder.mkdir(parents=True)
+    run.save(config)
+    return run
+
+
+def metrics(app) -> dict[str, str]:
+    return {metric.label: metric.value for metric in app.metric}
+
+
+def charts(app) -> list[str]:
+    return [element.proto.spec for element in app.get("plotly_chart")]
+
+
+def subheaders(app) -> list[str]:
+    return [element.value for element in app.subheader]
+
+
+def add_search(made, search_id: str, *events, metric: str = "eval_loss", mode: str = "min", config=None) -> None:
+    with Registry.open(made.path) as registry:
+        known = registry.search(made.search_id)
+        registry.record(
+            SearchStarted(
+                search_id=search_id,
+                name=search_id,
+                base_content_root=known.base_content_root,
+                dataset={},
+                config=config or {},
+                metric=metric,
+                mode=mode,
+                num_samples=4,
+                seed=0,
+                at=known.created_at - timedelta(days=1),
+            ),
+            *events,
+        )
+
+
+def trial(search_id: str, number: int, status: str = "completed", loss: float | None = 2.0, **params):
+    trial_id = f"{search_id}-{number}"
+    measured = {} if loss is None else {"eval_loss": loss, "train_loss": loss}
+    return [
+        TrialStarted(
+            trial_id=trial_id, search_id=search_id, number=number, params=params, lane="lane-0", slot=number % 2
+        ),
+        *([TrialReported(trial_id=trial_id, step=10, metrics=measured)] if measured else []),
+        *([TrialEnded(trial_id=trial_id, status=status, metrics=measured)] if status != "running" else []),
+    ]
+
+
+def test_the_trials_stand_in_order_with_what_differs(run_page, made_once) -> None:
+    app = run_page(made_once.path, SEARCH)
+    assert not app.exception
+    assert app.query_params["search"] == made_once.search_id
+    figures = metrics(app)
+    assert figures["Trials"] == "8 of 8"
+    assert figures["Gain over trial 0"].startswith("+0.17")
+    table = app.dataframe[0].value
+    assert list(table["trial"]) == [5, 2, 4, 0, 3, 1, 7, 6]
+    assert {"state", "steps", "eval_loss", "lane", "slot", "learning_rate", "r"} <= set(table.columns)
+    assert "use_rslora" not in table.columns  # it is the same in every trial
+    assert any("use_rslora no" in text.value for text in app.text)
+    assert len(charts(app)) == 2
+
+
+@pytest.mark.parametrize("tab", TABS)
+@pytest.mark.parametrize("count", ["Completed", "Stopped too", "At the first evaluation"])
+def test_each_tab_opens_from_the_address(run_page, made_once, tab: str, count: str) -> None:
+    app = run_page(made_once.path, SEARCH, tab=tab, count=count, across="adapter size")
+    assert not app.exception
+    drawn = {"Trials": 0, "Lanes": 1, "Pairs": 2, "Trade-offs": 2}
+    if tab in drawn:
+        assert len(charts(app)) == 2 + drawn[tab]
+    else:
+        assert {"Parallel coordinates", "Importance", "Slices"} <= set(subheaders(app))
+    assert not app.error
+
+
+def test_the_address_says_what_is_drawn(run_page, made_once) -> None:
+    app = run_page(made_once.path, SEARCH, curves="Top 5", stopped="false", against="Device time", log="log loss")
+    assert not app.exception
+    curves, history = charts(app)
+    assert '"stopped early"' not in curves
+    assert '"type":"log"' in curves
+    assert "device time, minutes" in history
+    (stopped,) = [toggle for toggle in app.toggle if toggle.key == "stopped"]
+    assert stopped.value is False
+    stopped.set_value(True).run()
+    assert '"stopped early"' in charts(app)[0]
+
+
+def test_only_completed_trials_count_unless_asked_for(run_page, made_once) -> None:
+    app = run_page(made_once.path, SEARCH, tab="Parameters")
+    assert any("4 of 8 count" in caption.value for caption in app.caption)
+    app = run_page(made_once.path, SEARCH, tab="Parameters", count="Stopped too")
+    assert any("7 of 8 count" in caption.value for caption in app.caption)
+
+
+def test_a_search_that_maximises_is_ranked_the_other_way(run_page, made) -> None:
+    events = [
+        event for number, loss in enumerate((2.0, 3.0, 2.5)) for event in trial("up", number, loss=loss, r=number)
+    ]
+    add_search(made, "up", *events, metric="train_loss", mode="max")
+    app = run_page(made.path, SEARCH, search="up")
+    assert not app.exception
+    assert list(app.dataframe[0].value["trial"]) == [1, 2, 0]
+    assert "train_loss" in app.dataframe[0].value.columns
+    assert metrics(app)["Best train loss"] == "3.0000"
+    assert metrics(app)["Gain over trial 0"] == "+1.0000"
+
+
+def test_a_metric_that_is_not_kept_is_said(run_page, made) -> None:
+    add_search(made, "other", *trial("other", 0), metric="accuracy", mode="max")
+    app = run_page(made.path, SEARCH, search="other")
+    assert not app.exception
+    assert len(app.warning) == 1
+    assert metrics(app)["Best eval loss"] == "2.0000"
+
+
+@pytest.mark.parametrize("tab", TABS)
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [("completed", 2.0)],
+        [("failed", None), ("failed", None)],
+        [("completed", math.nan), ("completed", math.inf)],
+        [("completed", 2.0), ("completed", 2.0)],
+        [("stopped", 2.0), ("stopped", 2.5)],
+    ],
+    ids=["one", "failed", "not-a-number", "all-the-same", "none-completed"],
+)
+def test_a_search_of_little_is_shown_without_charts_that_tell_nothing(run_page, made, tab: str, trials) -> None:
+    events = [
+        event
+        for number, (status, loss) in enumerate(trials)
+        for event in trial("little", number, status, loss, r=8, learning_rate=1e-4)
+    ]
+    add_search(made, "little", *events)
+    app = run_page(made.path, SEARCH, search="little", tab=tab)
+    assert not app.exception
+    assert not app.error
+
+
+def test_a_search_without_trials_says_so(run_page, made) -> None:
+    add_search(made, "fresh")
+    app = run_page(made.path, SEARCH, search="fresh")
+    assert not app.exception
+    assert any("No trial has started" in info.value for info in app.info)
+
+
+def test_while_a_search_runs_the_page_refreshes_itself_until_it_ends(run_page, made) -> None:
+    with Registry.open(made.path) as registry:
+        registry.record(
+            SearchResumed(search_id=made.search_id),
+            TrialStarted(trial_id="t-new", search_id=made.search_id, number=8, params={"r": 4}, lane="lane-0", slot=3),
+        )
+    app = run_page(made.path, SEARCH)
+    assert not app.exception
+    assert app.get("progress")
+    table = app.dataframe[0].value
+    assert list(table.loc[table["trial"] == 8, "slot"]) == [3]
+    with Registry.open(made.path) as registry:
+        registry.record(SearchEnded(search_id=made.search_id, status="completed"))
+    app.run()
+    assert not app.get("progress")
+
+
+def popovers(app) -> dict[str, bool]:
+    """The popovers by label, and whether each is shut for good."""
+    return {block.proto.popover.label: block.proto.popover.disabled for block in app.get("popover")}
+
+
+def button(app, key: str):
+    return next((button for button in app.button if button.key == key), None)
+
+
+def test_a_search_that_runs_can_be_told_what_to_do(run_page, made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+    with driven(made) as driver:
+        app = run_page(made.path, SEARCH)
+        assert popovers(app) == {"Stop a trial": False, "Stop the search": False, "Add trials": False}
+        next(box for box in app.text_input if box.key == "why-stop-trial").set_value("diverges")
+        button(app, "stop-trial-8").click().run()
+        next(box for box in app.number_input if box.key == "more-trials").set_value(3)
+        button(app, "add-trials").click().run()
+        button(app, "stop-search").click().run()
+        assert not app.exception
+        assert not app.error
+        assert [(asked.kind, asked.trial, asked.count, asked.why) for asked in driver.asked] == [
+            ("stop_trial", 8, None, "diverges"),
+            ("add_trials", None, 3, ""),
+            ("stop_search", None, None, ""),
+        ]
+        driver.refusal = "the space holds no more"
+        button(app, "add-trials").click().run()
+        assert not app.exception
+        assert len(app.error) == 1
+        assert any("the space holds no more" in code.value for code in app.code)
+
+
+def test_who_only_looks_can_tell_a_search_nothing(run_page, made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+    with driven(made) as driver:
+        app = run_page(made.path, SEARCH)
+        monkeypatch.setenv(CHANGES_VARIABLE, "0")
+        button(app, "stop-search").click().run()  # as a page that was opened before, or a forged message, would
+        assert driver.asked == []
+        assert set(popovers(app).values()) == {True}
+
+
+def test_a_search_whose_process_died_is_not_called_running(run_page, made) -> None:
+    with driven(made):
+        assert run_page(made.path, SEARCH).get("progress")
+    app = run_page(made.path, SEARCH)
+    assert not app.exception
+    assert not app.get("progress")
+    assert not popovers(app)
+    assert len(app.warning) == 1
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_what_others_wrote_is_never_read_as_markdown(run_page, made, tab: str) -> None:
+    events = [
+        event
+        for number in range(4)
+        for event in trial("evil", number, loss=2.0 + number, **{HOSTILE: f"{HOSTILE}{number}", "r": 4 * (number + 1)})
+    ]
+    started = TrialStarted(trial_id="evil-9", search_id="evil", number=9, params={}, lane=HOSTILE)
+    add_search(made, "evil", *events, started, metric=HOSTILE)
+    with Registry.open(made.path) as registry:
+        registry.record(SearchEnded(search_id="evil", status="failed", message=HOSTILE))
+    app = run_page(made.path, SEARCH, search="evil", tab=tab)
+    assert not app.exception
+    for kind in READ_AS_MARKDOWN:
+        for element in getattr(app, kind):
+            assert "evil.example" not in f"{element.value} {getattr(element, 'label', '')}"
+    assert not any("<script" in spec for spec in charts(app))
+
+
+def test_an_empty_registry_says_what_to_run(run_page, tmp_path) -> None:
+    with Registry.open(tmp_path / "registry.duckdb", create=True):
+        pass
+    app = run_page(tmp_path / "registry.duckdb", SEARCH)
+    assert not app.exception
+    assert [code.value for code in app.code] == ["rankloom quickstart"]
+
+
+def test_a_read_follows_what_a_running_search_publishes(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot that comes after the file's last change is news, too."""
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(made.path))
+    before = data._key()
+    with Registry.open(made.path) as registry:
+        registry.snapshot()
+    assert data._key()[1][2] != before[1][2]
+
+
+def test_the_size_of_a_rank_is_that_of_kept_weights(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(made.path))
+    # Float32 matrices of r by 4 and 8 by r.
+    assert data.rank_bytes("c0" * 32) == {"all-linear": 4 * (4 + 8)}
+    assert data.rank_bytes("none") == {}
+    with Registry.open(made.path) as registry:
+        for adapter in registry.adapters("status = 'available'"):
+            (adapter.artifact_path / "adapter_model.safetensors").unlink()
+            made.path.touch()
+    assert data.rank_bytes("c0" * 32) == {}
