@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from rankloom import control
-from rankloom.promotion.staging import output_folder
+from rankloom.merging import Recipe, Verify
+from rankloom.outputs import MANIFEST, free_output
+from rankloom.promotion import Format
 from rankloom_dashboard import access, data
 from rankloom_dashboard.access import Role
-from rankloom_dashboard.errors import ReasonMissingError
-from rankloom_dashboard.jobs.job import board
+from rankloom_dashboard.errors import BusyError, ReasonMissingError
+from rankloom_dashboard.jobs.job import Job, board
+from rankloom_dashboard.jobs.playground import Playground
 from rankloom_registry import (
     Adapter,
     AdapterAnnotated,
@@ -25,10 +28,6 @@ from rankloom_registry import discard as discard_adapters
 from rankloom_registry import move_alias as move
 from rankloom_registry import remove_alias as remove
 from rankloom_registry import undo_promotion as undo
-
-if TYPE_CHECKING:
-    from rankloom.merging.merge import Recipe
-    from rankloom.promotion.building import Format, Verify
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -110,7 +109,9 @@ def start_promotion(
         RankloomError: There can be no such output.
     """
     why = _reason(why)
-    folder = output_folder(Path(output))
+    folder = Path(output).expanduser().absolute()
+    if not (folder / MANIFEST).is_file():  # one that was made and not recorded is recorded by the same promotion
+        free_output(folder)
     order = {
         "registry": str(data.registry_path()),
         "adapter": _registry().adapter(ref).adapter_id,
@@ -160,6 +161,39 @@ def stop_search(search: str, *, why: str) -> None:
 def add_trials(search: str, count: int) -> None:
     """Lets a search that runs propose so many more trials."""
     control.add_trials(_registry(), search, count)
+
+
+@change("editor")
+def start_evaluation(refs: tuple[str, ...], **wishes: Any) -> Job:
+    """Evaluates adapters in a program of its own; `wishes` are arguments of `rankloom.evaluation.evaluate.evaluate`."""
+    if any(job.state == "running" for job in board().all("evaluate")):
+        raise BusyError("an evaluation runs here already; wait until it ends, or cancel it")
+    order = {"registry": str(data.registry_path()), "refs": list(refs), **wishes}
+    return board().start("evaluate", order, access.require("editor").who)
+
+
+@change("editor")
+def cancel_job(job_id: str) -> None:
+    """Stops a program that works for the dashboard; one that somebody else started needs a promoter."""
+    job = board().find(job_id)
+    if job is None:
+        return
+    if job.who != access.require("editor").who:
+        access.require("promoter")
+    job.cancel()
+
+
+@change("editor")
+def start_playground(refs: tuple[str, ...], *, base: str | None = None) -> Playground:
+    """Loads adapters and their base to talk to; whoever does that again lets go of what they had."""
+    who = access.require("editor").who
+    for job in board().all("playground"):
+        if job.state == "running":
+            if job.who != who:
+                raise BusyError("somebody else uses the playground; it is free when they end it, or do not use it")
+            job.cancel()
+    order = {"registry": str(data.registry_path()), "refs": list(refs), "base": base}
+    return board().start("playground", order, who, make=Playground)
 
 
 def _registry() -> Registry:

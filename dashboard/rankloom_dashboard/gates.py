@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rankloom.promotion.labels import label
 from rankloom_dashboard import formats
 
 State = Literal["waiting", "running", "passed", "closed"]
@@ -107,7 +108,8 @@ def _words(name: str, figures: Mapping[str, Any]) -> str:
             return f"{elements:,} elements ({how}), off by {error:.2g} units in the last place at most"
         case "drift", {"verdict": str(verdict), "tolerance": int() | float() as tolerance, **rest}:
             surer = "" if rest.get("certain") else "; more held-out rows would make this surer"
-            return f"{_VERDICTS.get(verdict, 'unknown verdict')}, {tolerance:.4f} nats a token{surer}"
+            recipe = f"; recommended recipe: {rest['recommended']}" if rest.get("recommended") else ""
+            return f"{_VERDICTS.get(verdict, 'unknown verdict')} ({tolerance:.4g} nats a token){surer}{recipe}"
         case "serving", {"engines": dict(engines)}:
             return "; ".join(_engine(engine, verdict) for engine, verdict in engines.items())
     return ""
@@ -117,16 +119,6 @@ def _engine(engine: str, verdict: Mapping[str, Any]) -> str:
     if not _is_record(verdict) or not verdict.get("ok"):
         return f"{engine} cannot"
     return f"{engine} can, from the folder normalised" if verdict.get("needs_normalised") else f"{engine} can"
-
-
-_MODELS = {
-    "adapter": "adapter, as trained",
-    "base": "base alone",
-    "rounding": "adapter, in another precision",
-    "full-precision": "merged into the full-precision base",
-    "as-trained": "merged into the base as it was quantized",
-    "nf4": "merged, then quantized to 4 bits",
-}
 
 
 def comparison_rows(measured: Mapping[str, Mapping[str, Any]], made: str | None) -> list[dict[str, Any]]:
@@ -149,7 +141,7 @@ def comparison_rows(measured: Mapping[str, Mapping[str, Any]], made: str | None)
             rows.append(
                 {
                     "rows": f"{split} ({models.get('rows')})",
-                    "model": _MODELS.get(name, f"converted to {name}") + (" ★" if name == made else ""),
+                    "model": label(name) + (" ★" if name == made else ""),
                     "loss": figures.get("loss"),
                     "loss interval": _interval(figures.get("interval")),
                     "difference": figures.get("delta"),

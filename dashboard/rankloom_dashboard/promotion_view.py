@@ -21,8 +21,8 @@ _ICONS: dict[State, str] = {
 _COLORS: dict[State, str] = {"waiting": "gray", "running": "blue", "passed": "green", "closed": "red"}
 _number, _text = st.column_config.NumberColumn, st.column_config.TextColumn
 _COLUMNS = {
+    "model": _text("model", width=200, help="The star marks what is let out"),
     "rows": _text("rows", width=110, help="The rows that the search held out, or general text, and how many"),
-    "model": _text("model", width=270, pinned=True, help="The star marks what is let out"),
     "loss": _number("loss", format="%.4f", width=70, help="Nats a token"),
     "loss interval": _text("95% interval", width=130, help="By a bootstrap over rows"),
     "difference": _number("difference", format="%+.4f", width=85, help="Its loss less that of the adapter as trained"),
@@ -52,12 +52,13 @@ def show_gates(gates: Sequence[Gate]) -> None:
     """Shows where the gates are, with their figures."""
     with st.container(border=True, gap="small"):
         for gate in gates:
-            # An icon and fixed words are Markdown; the figures and what went wrong are text.
-            st.markdown(f":{_COLORS[gate.state]}[{_ICONS[gate.state]}] {gate.title}")
-            if gate.figures:
-                st.text(gate.figures)
-            if gate.problem:
-                st.code(formats.cut(gate.problem), language=None, wrap_lines=True)
+            with st.container(gap=None):
+                # An icon and fixed words are Markdown; the figures and what went wrong are text.
+                st.markdown(f":{_COLORS[gate.state]}[{_ICONS[gate.state]}] **{gate.title}**")
+                if gate.figures:
+                    st.text(gate.figures)
+                if gate.problem:
+                    st.code(formats.cut(gate.problem), language=None, wrap_lines=True)
 
 
 def show_comparison(measured: Mapping[str, Any], made: str | None) -> None:

@@ -33,3 +33,7 @@ class MergeError(RankloomError, ValueError):
 
 class PromotionError(RankloomError, RuntimeError):
     """A promotion was refused by one of its checks."""
+
+
+class OutputError(MergeError, PromotionError):
+    """A folder cannot be written, by a merge or a promotion: it is taken, or another process writes it."""

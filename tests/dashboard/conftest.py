@@ -301,7 +301,9 @@ def serve() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
     """Launches the dashboard as the command line does, in a program of its own; returns it and its port."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(registry: Path, *, allow_changes: bool = False) -> tuple[subprocess.Popen[str], int]:
+    def start(
+        registry: Path, *, allow_changes: bool = False, folder: Path | None = None
+    ) -> tuple[subprocess.Popen[str], int]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -311,6 +313,7 @@ def serve() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
         )
         server = subprocess.Popen(
             [sys.executable, "-c", program, str(registry), str(port)],
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

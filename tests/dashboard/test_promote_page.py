@@ -89,7 +89,7 @@ def test_a_refused_model_is_let_out_only_with_a_reason(run_page, world, tmp_path
     assert registry.promotions()[0].status == "refused"
     told = board().find(app.query_params["job"]).told
     assert [gate.state for gate in gates_info("safetensors", told, None, running=False)] == ["passed"] * 4 + ["closed"]
-    assert app.dataframe[0].value["model"].iloc[0] == "adapter, as trained"
+    assert app.dataframe[0].value["model"].iloc[0] == "adapter as trained"
 
     field(app, "button", "Let it out all the same").click()
     app.run()
@@ -131,7 +131,7 @@ def test_an_output_that_exists_is_refused_before_anything_starts(run_page, made,
     before = len(board().all())
     app = start(run_page(made.path, PROMOTE, adapter=made.best), tmp_path / "taken", "because")
     assert [error.value for error in app.error] == ["The promotion was not started."]
-    assert any("exists and is not empty" in code for code in codes(app))
+    assert any("must be a new or empty folder" in code for code in codes(app))
     assert len(board().all()) == before
 
 
@@ -198,7 +198,7 @@ def test_the_comparison_has_intervals_and_a_star() -> None:
     model = {"loss": 2.0, "interval": [1.5, 2.5], "delta": -0.1, "low": -0.2, "high": 0.05, "kl": 0.1, "top1": 0.9}
     alone = {"loss": 2.1, "interval": None}
     rows = comparison_rows({"held-out": {"rows": 12, "adapter": alone, "full-precision": model}}, "full-precision")
-    assert [row["model"] for row in rows] == ["adapter, as trained", "merged into the full-precision base ★"]
+    assert [row["model"] for row in rows] == ["adapter as trained", "merged full-precision ★"]
     assert rows[0]["loss interval"] is None and rows[0]["difference interval"] is None
     assert (rows[1]["loss interval"], rows[1]["difference interval"]) == ("1.5000 … 2.5000", "-0.2000 … +0.0500")
     assert rows[1]["rows"] == "held-out (12)"

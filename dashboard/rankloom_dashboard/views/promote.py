@@ -78,10 +78,10 @@ def _name(adapter: Adapter) -> str:
 
 
 def _job(adapter: Adapter) -> Job | None:
-    """The promotion of this adapter that the address names, or the one that runs."""
+    """The promotion of this adapter that the address names, or the last one."""
     mine = [job for job in board().all("promote") if job.order["adapter"] == adapter.adapter_id]
     named = next((job for job in mine if job.job_id == st.query_params.get("job")), None)
-    return named or next((job for job in mine if job.state == "running"), None)
+    return named or next(iter(mine), None)
 
 
 def _form(adapter: Adapter, *, again: bool) -> None:
@@ -188,7 +188,11 @@ def _progress(job: Job, adapter: Adapter, *, running: bool) -> None:
         st.rerun()  # the whole page: the registry has changed
     format = job.order["format"]
     stage, done, total = job.progress or ("", 0, 0)
-    gates = gates_info(format, job.told, stage, running=state == "running")
+    gates = (
+        recorded_gates(format, job.result["checks"])
+        if job.result
+        else gates_info(format, job.told, stage, running=state == "running")
+    )
     st.subheader("Gates")
     if state == "running":
         st.progress(min(1.0, done / total) if total else 0.0, text=f"Promoting as {format}; started {_age(job)}")

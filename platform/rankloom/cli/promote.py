@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,33 +21,9 @@ from rankloom.cli.output import (
     show_table,
 )
 from rankloom.cli.signing import SignKeyOption, SigstoreOption, signer_of
+from rankloom.merging import Recipe, Verify
+from rankloom.promotion import Format
 from rankloom_registry.signing import SIGNATURE
-
-
-class Format(StrEnum):
-    """What a promotion writes."""
-
-    safetensors = "safetensors"
-    adapter = "adapter"
-    nf4 = "nf4"
-    gguf = "gguf"
-
-
-class Recipe(StrEnum):
-    """What an adapter is merged into."""
-
-    full_precision = "full-precision"
-    as_trained = "as-trained"
-
-
-class Verify(StrEnum):
-    """How much of the merged weights is computed again."""
-
-    sampled = "sampled"
-    full = "full"
-
-
-_MODELS = {"adapter": "adapter, as trained", "base": "base alone", "rounding": "adapter, in another precision"}
 
 
 def register(app: typer.Typer) -> None:
@@ -61,10 +36,10 @@ def promote(
     destination: Annotated[Path | None, typer.Option("--output", help="Folder to make.")] = None,
     format: Annotated[
         Format, typer.Option(help="A merged model; the adapter alone; the model in 4 bits again; one for llama.cpp.")
-    ] = Format.safetensors,
+    ] = "safetensors",
     recipe: Annotated[
         Recipe, typer.Option(help="What to merge into: the base itself, or the base as it was quantized in training.")
-    ] = Recipe.full_precision,
+    ] = "full-precision",
     gguf_type: Annotated[
         str | None,
         typer.Option(help="Of a GGUF file: f32, bf16, f16, q8_0, q5_1, q4_1. For an adapter: a GGUF LoRA, too."),
@@ -75,9 +50,7 @@ def promote(
     tolerance: Annotated[
         float | None, typer.Option(help="How much the loss may lie above the adapter's, nats a token.")
     ] = None,
-    verify: Annotated[
-        Verify, typer.Option(help="Compute samples of the merged weights again, or all.")
-    ] = Verify.sampled,
+    verify: Annotated[Verify, typer.Option(help="Compute samples of the merged weights again, or all.")] = "sampled",
     compare: Annotated[bool, typer.Option(help="Measure the other recipe as well.")] = True,
     dataset: DatasetOption = None,
     base: BaseOption = None,
@@ -109,8 +82,8 @@ def promote(
             open_registry(registry),
             ref,
             destination,
-            format=format.value,
-            recipe=recipe.value,
+            format=format,
+            recipe=recipe,
             gguf_type=gguf_type,
             base=base,
             dataset=dataset,
@@ -118,7 +91,7 @@ def promote(
             reason=reason,
             force=force,
             tolerance=tolerance,
-            verify=verify.value,
+            verify=verify,
             compare=compare,
             signer=signer,
             push_to_hub=push_to_hub,
@@ -168,6 +141,8 @@ def _undo(ref: str, reason: str, registry: Path, as_json: bool) -> None:
 
 def _show_measured(measured: dict[str, Any], drift: dict[str, Any]) -> None:
     """Draw what was measured, the adapter as trained first."""
+    from rankloom.promotion.labels import label
+
     for split, models in measured.items():
         rows = []
         for name, figures in models.items():
@@ -176,7 +151,7 @@ def _show_measured(measured: dict[str, Any], drift: dict[str, Any]) -> None:
             low, high = figures.get("low"), figures.get("high")
             rows.append(
                 (
-                    _MODELS.get(name, name),
+                    label(name),
                     figures["loss"],
                     figures.get("delta"),
                     None if low is None else f"{low:+.4f} … {high:+.4f}",
@@ -196,9 +171,9 @@ def _show_measured(measured: dict[str, Any], drift: dict[str, Any]) -> None:
 
 def _show_how_to_load(folder: Path, format: Format) -> None:
     match format:
-        case Format.gguf:
+        case "gguf":
             how, line = "serve it:", f"ollama create NAME -f {folder / 'Modelfile'}"
-        case Format.adapter:
+        case "adapter":
             how, line = "load it on its base:", f"PeftModel.from_pretrained(base, {str(folder)!r})"
         case _:
             how, line = "load it with plain transformers:", f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"

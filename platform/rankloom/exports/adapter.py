@@ -6,9 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-from rankloom.exports.folders import whole_folder
 from rankloom.exports.normalised import normalise
 from rankloom.exports.verdicts import verdicts
+from rankloom.outputs import whole_folder
 from rankloom_registry.artifacts.place import CONFIG, MANIFEST
 
 NORMALISED = "normalised"

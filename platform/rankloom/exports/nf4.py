@@ -11,15 +11,13 @@ from typing import Any
 
 from rankloom.config import QuantizationConfig
 from rankloom.errors import MergeError, ModelError, PromotionError
-from rankloom.exports.folders import whole_folder
+from rankloom.merging.companions import companions
+from rankloom.outputs import whole_folder
 from rankloom_registry.errors import FingerprintError
 from rankloom_registry.formats.checkpoint import Checkpoint, open_checkpoint
 from rankloom_registry.formats.safetensors import DTYPES
 
 CONFIG = "config.json"
-# Everything beside the weights that a loader reads; the names are those that transformers writes.
-_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "additional_chat_templates/*.jinja")
-_NOT_THE_MODELS_OWN = (CONFIG, "rankloom.json")
 
 
 def export_nf4(
@@ -139,8 +137,8 @@ def _write_config(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _copy_companions(merged: Path, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)  # transformers wrote one of its own
-    for path in sorted({path for pattern in _COMPANIONS for path in merged.glob(pattern) if path.is_file()}):
-        place = path.relative_to(merged)
-        if path.name not in _NOT_THE_MODELS_OWN and not path.name.endswith(".index.json"):
-            (folder / place).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / place)
+    for path in companions(merged):
+        if path.name != CONFIG:
+            place = folder / path.relative_to(merged)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place)

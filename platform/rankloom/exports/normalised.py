@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch.nn.functional import pad
 
 from rankloom.errors import PromotionError
-from rankloom.exports.folders import whole_folder
 from rankloom.exports.plain import read_plain_adapter
+from rankloom.outputs import whole_folder
 from rankloom_registry.artifacts.place import CONFIG, WEIGHTS
 
 

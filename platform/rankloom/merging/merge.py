@@ -12,33 +12,33 @@ import importlib.metadata
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from rankloom.config import QuantizationConfig
 from rankloom.errors import MergeError
+from rankloom.merging import Recipe
 from rankloom.merging.blocks import Merger
 from rankloom.merging.changes import Change
+from rankloom.merging.companions import companions
 from rankloom.merging.fourbit import RoundTrip
+from rankloom.merging.journal import Journal
 from rankloom.merging.lora import open_weights, read_lora
 from rankloom.merging.pen import Pen
 from rankloom.merging.skeleton import quantized_modules, read_skeleton
-from rankloom.merging.staging import file_sha256, staged, unfinished_bytes
 from rankloom.merging.updates import plan_changes, with_quantized
+from rankloom.outputs import file_sha256, folder_sha256, free_output, partial_folder, publish, unfinished
 from rankloom.training.resident import compute_dtype_for, training_device
 from rankloom_registry.artifacts.place import CONFIG, WEIGHTS
 from rankloom_registry.errors import FingerprintError
-from rankloom_registry.formats.checkpoint import INDEX, Checkpoint, open_checkpoint
+from rankloom_registry.formats.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 
-Recipe = Literal["full-precision", "as-trained"]
 OnProgress = Callable[[int, int], None]
-
-_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class MergeReport:
         modules_merged: Weights that received an update, or were replaced by one that the adapter holds whole.
         tensors_copied: Tensors copied byte for byte.
         bytes_written: Size of all files of the output.
-        output_sha256: One digest of the folder: what `sha256sum * | sha256sum` prints inside it, with LC_ALL=C.
+        output_sha256: One digest of the folder, by `folder_sha256`.
         seconds: Wall time, checks included.
         recipe: What was added to: the base as it is, or as the search quantized it.
         modules_round_tripped: Weights that passed through 4 bits, with an update or without.
@@ -72,14 +72,14 @@ class MergePlan:
 
     Attributes:
         checkpoint: The base.
-        companions: Its files that go along unchanged.
+        files: Its files that the output will have, by their paths in it.
         changes: Names of its tensors to what happens to them.
         round_trip: How quantized tensors get their values; None in the full-precision recipe.
         weights: The adapter's open tensors.
     """
 
     checkpoint: Checkpoint
-    companions: list[Path]
+    files: dict[str, Path]
     changes: dict[str, Change]
     round_trip: RoundTrip | None
     weights: Any
@@ -124,16 +124,16 @@ def merge_adapter(
         `merge_and_unload()` with adapter weights in fp32.
     """
     started = time.perf_counter()
-    output = output.absolute()
-    if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
-        raise MergeError(f"the output must be a new or empty folder, got {output}; name another, or remove it first")
+    output = free_output(output)
     with planned_merge(adapter, base, recipe, quantization) as plan:
-        files = [*plan.checkpoint.files, *plan.companions]
-        sizes = {path.name: path.stat().st_size for path in files}
-        total = written = sum(sizes.values())
-        _check_disk(output, total - unfinished_bytes(output))
-        with _disk_errors(output, total), staged(output, _fingerprint(plan, adapter, recipe, quantization)) as staging:
-            digests = staging.kept(set(sizes))
+        sizes = {name: path.stat().st_size for name, path in plan.files.items()}
+        total = sum(sizes.values())
+        _check_disk(output, total)
+        fingerprint = _fingerprint(plan, adapter, recipe, quantization)
+        with _disk_errors(output, total), unfinished(output, fingerprint) as staging:
+            model, journal = staging / "model", Journal(staging / "journal")
+            model.mkdir(exist_ok=True)
+            digests = journal.kept(model, sizes)
             resumed = len(digests)
             written = sum(sizes[name] for name in digests)
 
@@ -144,19 +144,19 @@ def merge_adapter(
                     progress(written, total)
 
             def finished(name: str, sha256: str) -> None:
-                staging.finished(name, sha256)
+                journal.add(name, sha256)
                 digests[name] = sha256
 
             count(0)
             merger = Merger(plan.weights, plan.round_trip, _device())
-            with _one_thread(), Pen(staging.folder, finished, count) as pen:
-                for path in files:
-                    if path.name not in digests:
-                        pen.open(path.name)
+            with _one_thread(), Pen(model, finished, count) as pen:
+                for name, path in plan.files.items():
+                    if name not in digests:
+                        pen.open(name)
                         merger.write_file(path, plan.checkpoint.files.get(path), plan.changes, pen)
                         pen.close()
                 pen.join()
-            staging.publish()
+            publish(model, output)
     changes = plan.changes.values()
     return MergeReport(
         modules_merged=sum(bool(change.updates or change.replaced_by) for change in changes),
@@ -196,13 +196,9 @@ def planned_merge(
             changes = with_quantized(changes, quantized_modules(base, quantization), skeleton, tensors)
             dtype = compute_dtype_for(quantization.bnb_4bit_compute_dtype, training_device())
             round_trip = RoundTrip(quantization, dtype, _device())
-        yield MergePlan(checkpoint, _companions(checkpoint), changes, round_trip, weights)
-
-
-def folder_sha256(digests: Mapping[str, str]) -> str:
-    """Return one digest over the names and SHA-256 of a folder's files."""
-    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+        paths = [*checkpoint.files, *_index(checkpoint), *companions(checkpoint.folder)]
+        files = {path.relative_to(checkpoint.folder).as_posix(): path for path in paths}
+        yield MergePlan(checkpoint, files, changes, round_trip, weights)
 
 
 def _open_base(base: Path) -> Checkpoint:
@@ -215,30 +211,24 @@ def _open_base(base: Path) -> Checkpoint:
             f"the base must have a config.json without quantization_config, got {base}; "
             "give the folder of the full-precision model"
         )
-    if base / INDEX in _companions(checkpoint):
+    for index in _index(checkpoint):
         found = {name: path.name for path, header in checkpoint.files.items() for name in header.tensors}
-        named = json.loads((base / INDEX).read_bytes())["weight_map"]
+        named = json.loads(index.read_bytes())["weight_map"]
         if wrong := sorted(name for name in found | named if found.get(name) != named.get(name)):
-            raise MergeError(f"{base / INDEX} must name the file of every tensor, but is wrong on {wrong[0]}; fix it")
+            raise MergeError(f"{index} must name the file of every tensor, but is wrong on {wrong[0]}; fix it")
     return checkpoint
 
 
-def _companions(checkpoint: Checkpoint) -> list[Path]:
-    """Files that go along unchanged; an index stays behind where it is not the one in use."""
-    used = None if checkpoint.folder / "model.safetensors" in checkpoint.files else INDEX
-    return sorted(
-        path
-        for path in {path for pattern in _COMPANIONS for path in checkpoint.folder.glob(pattern) if path.is_file()}
-        if not path.name.startswith((".", "adapter_")) and (path.name == used or not path.name.endswith(".index.json"))
-    )
+def _index(checkpoint: Checkpoint) -> list[Path]:
+    """The index of the weights, if it is in use."""
+    index = checkpoint.folder / INDEX
+    return [index] if index.is_file() and checkpoint.folder / SINGLE not in checkpoint.files else []
 
 
 def _fingerprint(plan: MergePlan, adapter: Path, recipe: Recipe, quantization: QuantizationConfig | None) -> str:
     """What must be the same for a merge to go on with another one's files; large files count by size and time."""
-    base = {}
-    for path in [*plan.checkpoint.files, *plan.companions]:
-        status = path.stat()
-        base[path.name] = [status.st_size, status.st_mtime_ns, status.st_ino]
+    states = {name: path.stat() for name, path in plan.files.items()}
+    base = {name: [state.st_size, state.st_mtime_ns, state.st_ino] for name, state in states.items()}
     told = {
         "base": [str(plan.checkpoint.folder.resolve()), base],
         "adapter": [file_sha256(adapter / name) for name in (CONFIG, WEIGHTS)],
@@ -253,12 +243,12 @@ def _fingerprint(plan: MergePlan, adapter: Path, recipe: Recipe, quantization: Q
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _check_disk(output: Path, needed: int) -> None:
-    existing = next(parent for parent in output.parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+def _check_disk(output: Path, total: int) -> None:
+    there = sum(path.stat().st_size for path in partial_folder(output).rglob("*") if path.is_file())
+    free = shutil.disk_usage(output.parent).free
+    if total > free + there:
         raise MergeError(
-            f"the output needs {needed:,} bytes, but {existing} has {free:,} free; "
+            f"the output needs {total - there:,} bytes, but {output.parent} has {free:,} free; "
             "free some, or name an output on another disk"
         )
 

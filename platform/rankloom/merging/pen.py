@@ -55,8 +55,10 @@ class Pen:
             file.close()
 
     def open(self, name: str) -> None:
-        """Begin a file."""
-        self._file = _File(self._folder / name)
+        """Begin a file, by its path in the folder."""
+        path = self._folder / name
+        path.parent.mkdir(exist_ok=True)
+        self._file = _File(name, path)
         self._files.append(self._file)
 
     def borrow(self, size: int) -> memoryview:
@@ -96,7 +98,7 @@ class Pen:
 
         def sync() -> None:
             file.sync()
-            self._finished(file.path.name, file.digest.hexdigest())
+            self._finished(file.name, file.digest.hexdigest())
 
         # Behind the last block's turn, so that the file is whole when it is synced.
         self._under_way.append(self._writer.submit(lambda: self._syncs.append(self._syncer.submit(sync))))
@@ -118,8 +120,8 @@ class Pen:
 
 
 class _File:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
         self.digest = hashlib.sha256()
         self._file = path.open("wb", buffering=0)
         self._size = self._flushed = 0

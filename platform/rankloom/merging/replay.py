@@ -6,20 +6,18 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from rankloom.config import QuantizationConfig
 from rankloom.errors import MergeError
+from rankloom.merging import Recipe, Verify
 from rankloom.merging.changes import DTYPES, Change, LoraUpdate
 from rankloom.merging.fourbit import BLOCK, RoundTrip
-from rankloom.merging.merge import MergePlan, OnProgress, Recipe, planned_merge
+from rankloom.merging.merge import MergePlan, OnProgress, planned_merge
 from rankloom_registry.errors import ArtifactError
 from rankloom_registry.formats.safetensors import SafetensorsHeader, TensorSpan, raw_blocks, read_safetensors_header
-
-How = Literal["sampled", "full"]
 
 _ROUNDING = 0.5  # ulp
 _ROWS = 64  # at a time: blocks of 4-bit values begin and end with them
@@ -56,7 +54,7 @@ def replay(
     merged: Path,
     recipe: Recipe = "full-precision",
     quantization: QuantizationConfig | None = None,
-    how: How = "sampled",
+    how: Verify = "sampled",
     progress: OnProgress | None = None,
 ) -> ReplayReport:
     """Check that a merged model minus its base is the adapter's update, tensor by tensor.
@@ -125,7 +123,7 @@ def _stored(path: Path, header: SafetensorsHeader, span: TensorSpan) -> torch.Te
 
 
 def _compare(
-    plan: MergePlan, change: Change, before: torch.Tensor, after: torch.Tensor, how: How
+    plan: MergePlan, change: Change, before: torch.Tensor, after: torch.Tensor, how: Verify
 ) -> tuple[int, float, bool]:
     """Return how many elements were compared, the largest error in ulp, and whether all are as they should be."""
     if change.replaced_by is not None:
@@ -148,7 +146,7 @@ def _compare(
     return checked, largest, sound
 
 
-def _starts(rows: int, how: How) -> list[int]:
+def _starts(rows: int, how: Verify) -> list[int]:
     blocks = -(-rows // _ROWS)
     if how == "full" or blocks <= _SAMPLED_BLOCKS:
         return [block * _ROWS for block in range(blocks)]

@@ -41,12 +41,8 @@ class Skeleton:
     model: Any
     names: Collection[str]
 
-    def is_tied(self, parameter: str) -> bool:
-        """Whether a parameter shares its weight with another, as embeddings and output head do."""
-        return bool(self.tied_with(parameter))
-
     def tied_with(self, parameter: str) -> list[str]:
-        """Name the other parameters that share a parameter's weight."""
+        """Name the other parameters that share a parameter's weight, as embeddings and output head do."""
         pairs = self.model.all_tied_weights_keys.items()
         root = dict(pairs).get(parameter, parameter)
         group = {root} | {target for target, source in pairs if source == root}

@@ -54,7 +54,10 @@ def plan_changes(weights: Any, lora: Lora, skeleton: Skeleton, tensors: Mapping[
     if not modules:
         raise MergeError("the adapter must hold at least one lora_A and lora_B, got none; save it again")
     for name in shapes:
-        if not weights.get_tensor(name).isfinite().all():
+        tensor = weights.get_tensor(name)
+        if not tensor.is_floating_point():
+            raise MergeError(f"adapter weights must be floating-point, but {name} is {tensor.dtype}; save it again")
+        if not tensor.float().isfinite().all():
             raise MergeError(f"adapter weights must be finite, but {name} holds NaN or Inf; promote another adapter")
     return changes
 
@@ -131,7 +134,7 @@ def _linear_change(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Change]:
     parameter = f"{module}.weight"
-    if skeleton.is_tied(parameter):
+    if skeleton.tied_with(parameter):
         raise MergeError(
             f"an output head may be merged only where config.json says tie_word_embeddings=false: merging {module} "
             "would change the input embeddings too; keep it as an adapter"

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rankloom.errors import PromotionError
-from rankloom.evaluate import held_out_rows, search_settings
+from rankloom.evaluation.base import search_settings
+from rankloom.evaluation.rows import held_out_rows
 from rankloom.exports.gguf import export_gguf
 from rankloom.exports.modelfile import write_modelfile
 from rankloom.exports.nf4 import export_nf4, refuse_quantized_base
-from rankloom.merging.merge import MergeReport, Recipe, folder_sha256, merge_adapter
+from rankloom.merging import Recipe, Verify
+from rankloom.merging.merge import MergeReport, merge_adapter
 from rankloom.merging.replay import replay
-from rankloom.merging.staging import file_sha256
 from rankloom.models import BaseModel, load_model_config
+from rankloom.outputs import file_sha256, folder_sha256
+from rankloom.promotion import Format
 from rankloom.promotion.drift import MOST_BYTES
 from rankloom.promotion.gates import OnGate, assert_room, gate, judge_drift, prove_base
-from rankloom.promotion.measuring import GENERAL_LENGTH, GENERAL_ROWS, HELD_OUT, Drifts, Measuring
+from rankloom.promotion.labels import label
+from rankloom.promotion.measuring import GENERAL_LENGTH, GENERAL_ROWS, HELD_OUT, Drifts, Measuring, Tell
 from rankloom_registry import Adapter, Registry
 from rankloom_registry.files import write_atomically
 from rankloom_registry.formats.checkpoint import open_checkpoint
 
-Format = Literal["safetensors", "adapter", "nf4", "gguf"]
-Verify = Literal["sampled", "full"]
-Tell = Callable[[str, int, int], None]
 OTHER: dict[Recipe, Recipe] = {"full-precision": "as-trained", "as-trained": "full-precision"}
-_DESCRIBED = {
-    "full-precision": "merged into the full-precision base",
-    "as-trained": "merged into the base as it was quantized",
-    "nf4": "merged and quantized to 4 bits again",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +80,7 @@ class Build:
     """One way from an adapter to a model; what an interrupted one left in its folder is used."""
 
     def __init__(
-        self,
-        registry: Registry,
-        adapter: Adapter,
-        files: Path,
-        staging: Path,
-        order: Order,
-        tell: Tell,
-        on_gate: OnGate,
+        self, registry: Registry, adapter: Adapter, files: Path, order: Order, tell: Tell, on_gate: OnGate
     ) -> None:
         """Prove the base and find the rows to measure on.
 
@@ -100,7 +88,6 @@ class Build:
             registry: Where the adapter is registered.
             adapter: The adapter.
             files: Its files, as `Registry.checkout` gave them.
-            staging: Folder to build in.
             order: What to make.
             tell: Called with (stage, done, total).
             on_gate: As for `promote`.
@@ -110,7 +97,7 @@ class Build:
             MergeError: It is quantized.
             DataError: There are no rows to measure on.
         """
-        self._adapter, self._files, self._staging, self._order, self._tell = adapter, files, staging, order, tell
+        self._adapter, self._files, self._order, self._tell = adapter, files, order, tell
         self._on_gate = on_gate
         with gate("base", on_gate) as figures:
             self._base, self._proof = prove_base(registry, adapter, order.base, partial(tell, "fingerprint base"))
@@ -123,14 +110,17 @@ class Build:
         if order.compare and self._config.quantization.load_in_4bit:
             self._recipes.append(OTHER[order.recipe])
 
-    def run(self) -> Built:
+    def run(self, staging: Path) -> Built:
         """Merge, check, measure and export.
+
+        Args:
+            staging: Folder to build in.
 
         Raises:
             PromotionError: A gate before the last one is closed.
             MergeError: The adapter cannot be merged into the base.
         """
-        order = self._order
+        order, self._staging = self._order, staging
         with gate("disk", self._on_gate) as figures:
             figures |= (room := assert_room(self._staging, self._bytes_needed()))
         with gate("finite", self._on_gate) as figures:
@@ -141,13 +131,15 @@ class Build:
         measuring = Measuring(self._staging, self._files, self._base, self._config, self._held_out, self._tell)
         drifts: dict[str, Drifts] = {order.recipe: measuring.folder(order.recipe, merged)}
         for other in self._recipes[1:]:
-            drifts[other] = measuring.folder(other, self._merge(other)[0])
-            shutil.rmtree(self._staging / other)
+            model, _ = self._merge(other)
+            drifts[other] = measuring.folder(other, model)
+            self._note(other).unlink()
+            shutil.rmtree(model)
         model, made = self._export(merged)
         if made != order.recipe:
             drifts[made] = self._measure_export(measuring, model, made)
         drift, refusal = judge_drift(
-            what=_DESCRIBED.get(made, f"merged and converted to {made}"),
+            what=label(made),
             drift=drifts[made][HELD_OUT],
             floor=measuring.floor[HELD_OUT],
             adapter_loss=measuring.trained[HELD_OUT],
@@ -155,15 +147,17 @@ class Build:
             tolerance=order.tolerance,
             alternatives={f"--recipe {name}": drifts[name][HELD_OUT] for name in self._recipes if name != made},
         )
-        self._on_gate("drift", drift | {"made": made, "measured": _table(measuring, drifts)})
+        drift["recommended"] = _recommended(drifts, drift["tolerance"])
+        measured = _table(measuring, drifts)
+        self._on_gate("drift", drift | {"made": made, "measured": measured})
         checks = {
             "base": self._proof,
             "finite": {"passed": True},
             "disk": room,
             "replay": replayed,
-            "drift": drift | {"recommended": _recommended(drifts, drift["tolerance"])},
+            "drift": drift,
             "made": made,
-            "measured": _table(measuring, drifts),
+            "measured": measured,
             "dataset": {
                 "source": self._held_out.source,
                 "sha256": self._held_out.sha256,
@@ -177,17 +171,17 @@ class Build:
             "delta": drifts[made][HELD_OUT].delta,
             "tolerance": drift["tolerance"],
         }
-        sha256 = (
-            report.output_sha256
-            if order.format == "safetensors"
-            else folder_sha256({path.name: file_sha256(path) for path in model.iterdir()})
-        )
+        sha256 = report.output_sha256
+        if order.format != "safetensors":
+            paths = [path for path in model.rglob("*") if path.is_file()]
+            sha256 = folder_sha256({path.relative_to(model).as_posix(): file_sha256(path) for path in paths})
         plain = json.loads(json.dumps(checks))  # as the registry will give it back
         return Built(model=model, base=self._base, sha256=sha256, checks=plain, refusal=refusal)
 
     def _bytes_needed(self) -> int:
         weights = sum(path.stat().st_size for path in open_checkpoint(self._base.path).files)
-        folders = len(self._recipes) + (self._order.format != "safetensors")
+        # The other recipe's model is gone before the format's is made.
+        folders = 2 if len(self._recipes) > 1 or self._order.format != "safetensors" else 1
         there = sum(path.stat().st_size for path in self._staging.rglob("*") if path.is_file())
         vocabulary = int(load_model_config(self._base.path).get_text_config().vocab_size)
         tokens = [sum(len(row["labels"]) for row in self._held_out.tokens), GENERAL_ROWS * GENERAL_LENGTH]
@@ -195,9 +189,10 @@ class Build:
         return max(0, folders * weights + predictions - there)
 
     def _merge(self, recipe: Recipe) -> tuple[Path, MergeReport]:
-        folder, note = self._staging / recipe, self._staging / f"{recipe}.json"
-        if folder.is_dir() and note.is_file():  # the last run got further than this
+        folder, note = self._staging / recipe, self._note(recipe)
+        if note.is_file():  # the last run got further than this
             return folder, MergeReport(**json.loads(note.read_bytes()))
+        shutil.rmtree(folder, ignore_errors=True)  # it may have been killed just before its note
         report = merge_adapter(
             adapter=self._files,
             base=self._base.path,
@@ -208,6 +203,10 @@ class Build:
         )
         write_atomically(note, json.dumps(asdict(report)).encode())
         return folder, report
+
+    def _note(self, recipe: Recipe) -> Path:
+        """The file without which a merged folder is not known to be whole."""
+        return self._staging / f"{recipe}.json"
 
     def _replay(self, merged: Path) -> dict[str, Any]:
         report = replay(

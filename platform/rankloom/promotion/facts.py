@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rankloom.promotion.building import Built, Format, Order
+from rankloom.promotion import Format
+from rankloom.promotion.building import Built, Order
 from rankloom.promotion.card import BaseFacts, CardFacts, Drift, Metric, licence_of, model_card
+from rankloom.promotion.labels import label
 from rankloom.promotion.measuring import HELD_OUT
 from rankloom_registry import Adapter, Registry
 
@@ -17,13 +19,6 @@ _LOADING: dict[Format, str] = {
     "nf4": _PLAIN,
     "adapter": _PLAIN.replace("transformers", "peft").replace("Auto", "AutoPeft"),
     "gguf": 'import subprocess\n\nsubprocess.run(["ollama", "create", "NAME", "-f", "Modelfile"], check=True)',
-}
-_DESCRIBED = {
-    "base": "base in 4 bits, without the adapter",
-    "rounding": "the adapter as trained, in another precision",
-    "full-precision": "merged into the full-precision base",
-    "as-trained": "merged into the base as it was quantized",
-    "nf4": "merged, then quantized to NF4",
 }
 
 
@@ -93,7 +88,7 @@ def _metrics(adapter: Adapter, built: Built) -> list[Metric]:
 
 def _drift(built: Built) -> list[Drift]:
     return [
-        Drift(f"{_DESCRIBED.get(name, name)}; {split}", one["delta"], one["low"], one["high"], one["kl"], one["top1"])
+        Drift(f"{label(name)}; {split}", one["delta"], one["low"], one["high"], one["kl"], one["top1"])
         for split, models in built.checks.get("measured", {}).items()
         for name, one in models.items()
         if name not in ("rows", "adapter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import secrets
@@ -13,22 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import rankloom.exports.hub as hub
+from rankloom.data import str_source
 from rankloom.errors import PromotionError
-from rankloom.evaluate import search_settings
+from rankloom.evaluation.base import search_settings
 from rankloom.exports.adapter import export_adapter
 from rankloom.exports.gguf import GGUF_LORA_TYPES, GGUF_TYPES, export_gguf_lora
 from rankloom.exports.verdicts import verdicts
-from rankloom.merging.merge import Recipe
+from rankloom.merging import Recipe, Verify
 from rankloom.models import BaseModel, split_identity
-from rankloom.promotion.building import Build, Built, Format, Order, Verify
+from rankloom.outputs import MANIFEST, free_output, partial_folder, publish, unfinished
+from rankloom.promotion import Format
+from rankloom.promotion.building import Build, Built, Order
 from rankloom.promotion.facts import card_of, versions
 from rankloom.promotion.gates import OnGate, gate, prove_base
-from rankloom.promotion.staging import let_out, output_folder, staged
 from rankloom_registry import Adapter, AliasMoved, Promoted, Registry, validate_name
 from rankloom_registry.files import write_atomically
-from rankloom_registry.signing import Signer
+from rankloom_registry.signing import SIGNATURE, Signer
 
-MANIFEST = "rankloom.json"
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -86,7 +88,7 @@ def promote(
 ) -> Promotion:
     """Merge, check, measure, export and record an adapter.
 
-    Interrupted or killed, the same call goes on where it was.
+    Interrupted or killed, the same call goes on where it was; one that could not record what it made records it then.
 
     Args:
         registry: Where it is registered.
@@ -126,14 +128,10 @@ def promote(
         validate_name(alias)
     if push_to_hub is not None:
         hub.token_for(push_to_hub)  # before the work, not after it
-    folder = output_folder(output)
+    output = output.expanduser().absolute()
     adapter = registry.adapter(ref)
     files = registry.checkout(adapter)
-    if recipe == "as-trained" and not search_settings(registry, adapter).quantization.load_in_4bit:
-        raise PromotionError(
-            f"adapter {adapter.adapter_id} was not trained on a 4-bit base, so there is no other base to merge it "
-            "into: leave out --recipe"
-        )
+    _check_quantization(registry, adapter, format, recipe)
     order = Order(
         format=format,
         recipe=recipe,
@@ -145,52 +143,54 @@ def promote(
         dataset=dataset,
     )
     plan = {
-        "adapter": adapter.artifact_sha256,
+        "adapter": [adapter.adapter_id, adapter.artifact_sha256],
         "base": base,
         "format": format,
         "recipe": recipe,
         "gguf_type": order.gguf_type,
         "version": importlib.metadata.version("rankloom"),
     }
-    tell, told = on_progress or _say_nothing, on_gate or _say_nothing
-    promotion_id = secrets.token_hex(6)
-    with staged(folder, plan) as staging:
-        if format == "adapter":
-            built = _adapter_alone(registry, adapter, files, staging, order, tell, told)
-        else:
-            built = Build(registry, adapter, files, staging, order, tell, told).run()
-        refused = built.refusal is not None and not force
-        if not refused:
-            _finish(registry, adapter, built, order, signer)
-            let_out(built.model, folder)
-    reference = f"{adapter.name}@{alias}" if alias and not refused else None
-    done = Promoted(
-        promotion_id=promotion_id,
-        adapter_id=adapter.adapter_id,
-        status="refused" if refused else "done",
-        recipe=recipe,
-        format=format,
-        output_path=str(folder),
-        output_sha256=built.sha256,
-        checks=built.checks,
-        reason=built.refusal or "" if refused else reason,
-        forced=force and built.refusal is not None,
-        alias=reference,
-    )
+    source = None if dataset is None else str_source(dataset)
+    call = _sha256([plan, verify, compare, tolerance, source, force, signer is not None])
+    manifest = _unrecorded(registry, adapter, output, call)
+    if manifest is None:
+        free_output(output)
+        tell, told = on_progress or (lambda stage, done, total: None), on_gate or (lambda name, figures: None)
+        make = (
+            partial(_adapter_alone, registry, adapter, files, order, tell, told)
+            if format == "adapter"
+            else Build(registry, adapter, files, order, tell, told).run
+        )
+        with unfinished(output, _sha256(plan)) as staging:
+            built = make(staging)
+            refused = None if force else built.refusal
+            manifest = _manifest(registry, adapter, built, order) | {
+                "promotion_id": secrets.token_hex(6),
+                "forced": force and built.refusal is not None,
+                "call": call,
+            }
+            if refused is not None:
+                registry.record(_event(manifest, output, status="refused", reason=refused))
+                raise PromotionError(refused)
+            _finish(registry, adapter, built, order, manifest, signer)
+            publish(built.model, output)
+    else:
+        shutil.rmtree(partial_folder(output), ignore_errors=True)  # of the call that was killed
+    reference = f"{adapter.name}@{alias}" if alias else None
+    done = _event(manifest, output, status="done", reason=reason, alias=reference)
+    # Made after it, and so dated: an undo looks for the moves since the promotion.
     moves = [AliasMoved(name=adapter.name, alias=alias, adapter_id=adapter.adapter_id, why=reason)] if alias else []
-    registry.record(done, *([] if refused else moves))
-    if refused:
-        raise PromotionError(built.refusal or "")
+    registry.record(done, *moves)
     return Promotion(
-        promotion_id=promotion_id,
+        promotion_id=done.promotion_id,
         adapter_id=adapter.adapter_id,
         format=format,
         recipe=recipe,
-        output=folder,
-        output_sha256=built.sha256,
-        checks=built.checks,
+        output=output,
+        output_sha256=done.output_sha256,
+        checks=dict(done.checks),
         alias=reference,
-        url=None if push_to_hub is None else _push(folder, push_to_hub),
+        url=None if push_to_hub is None else _push(output, push_to_hub),
     )
 
 
@@ -208,14 +208,34 @@ def _check_wishes(format: Format, recipe: Recipe, gguf_type: str | None, force: 
         raise PromotionError(f"with --format {format}, --gguf-type {allowed}, got {gguf_type!r}; choose another")
 
 
+def _check_quantization(registry: Registry, adapter: Adapter, format: Format, recipe: Recipe) -> None:
+    quantization = search_settings(registry, adapter).quantization
+    if recipe == "as-trained" and not quantization.load_in_4bit:
+        raise PromotionError(
+            f"adapter {adapter.adapter_id} was not trained on a 4-bit base, so there is no other base to merge it "
+            "into: leave out --recipe"
+        )
+    if format == "nf4" and (quantization.load_in_4bit, quantization.bnb_4bit_quant_type) != (True, "nf4"):
+        raise PromotionError(
+            f"--format nf4 quantizes as the search did, but adapter {adapter.adapter_id} was not trained on an NF4 "
+            "base: take --format safetensors"
+        )
+
+
+def _unrecorded(registry: Registry, adapter: Adapter, output: Path, call: str) -> dict[str, Any] | None:
+    """The manifest of an output that the same call made before, but could not record or did not live to record."""
+    try:
+        manifest = json.loads((output / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("call") != call:
+        return None
+    recorded = {one.promotion_id for one in registry.promotions(adapter.adapter_id)}
+    return None if manifest["promotion_id"] in recorded else manifest
+
+
 def _adapter_alone(
-    registry: Registry,
-    adapter: Adapter,
-    files: Path,
-    staging: Path,
-    order: Order,
-    tell: OnProgress,
-    on_gate: OnGate,
+    registry: Registry, adapter: Adapter, files: Path, order: Order, tell: OnProgress, on_gate: OnGate, staging: Path
 ) -> Built:
     """Copy the PEFT folder; its address in the registry is what stands for its content."""
     base = registry.base(adapter.base_content_root)
@@ -241,15 +261,9 @@ def _adapter_alone(
     )
 
 
-def _finish(registry: Registry, adapter: Adapter, built: Built, order: Order, signer: Signer | None) -> None:
-    """Add what is said of a model to its folder, and sign it after every other file, as it counts them all."""
-    if signer is not None:
-        registry.sign(adapter, signer)
-        built.checks["signed"] = True
-    card = card_of(registry, adapter, built, order, signed=signer is not None)
-    write_atomically(built.model / "README.md", card.encode())
+def _manifest(registry: Registry, adapter: Adapter, built: Built, order: Order) -> dict[str, Any]:
     base = registry.base(adapter.base_content_root)
-    manifest = {
+    return {
         "adapter_id": adapter.adapter_id,
         "adapter_sha256": adapter.artifact_sha256,
         "base": {"identity": base.identity, "content_root": base.content_root, "structure": base.structure},
@@ -261,9 +275,31 @@ def _finish(registry: Registry, adapter: Adapter, built: Built, order: Order, si
         "checks": built.checks,
         "versions": versions(),
     }
+
+
+def _event(manifest: dict[str, Any], output: Path, **more: Any) -> Promoted:
+    """What the registry records of a promotion."""
+    told = ("promotion_id", "adapter_id", "recipe", "format", "output_sha256", "checks", "forced")
+    return Promoted(output_path=str(output), **{name: manifest[name] for name in told}, **more)
+
+
+def _finish(
+    registry: Registry, adapter: Adapter, built: Built, order: Order, manifest: dict[str, Any], signer: Signer | None
+) -> None:
+    """Add what is said of a model to its folder, and sign it after every other file, as it counts them all."""
+    (built.model / SIGNATURE).unlink(missing_ok=True)  # of an interrupted run
+    if signer is not None:
+        registry.sign(adapter, signer)
+        built.checks["signed"] = True
+    card = card_of(registry, adapter, built, order, signed=signer is not None)
+    write_atomically(built.model / "README.md", card.encode())
     write_atomically(built.model / MANIFEST, json.dumps(manifest, indent=2).encode())
     if signer is not None:
         signer.sign(built.model)
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _push(folder: Path, repo_id: str) -> str:
@@ -274,7 +310,3 @@ def _push(folder: Path, repo_id: str) -> str:
             f"{folder} is promoted and recorded, but not on the hub: {error}; push it again with "
             f"`hf upload {repo_id} {folder}`"
         ) from error
-
-
-def _say_nothing(*_: object) -> None:
-    pass

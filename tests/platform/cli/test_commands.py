@@ -146,6 +146,28 @@ def test_doctor(rankloom: Rankloom, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.code == 1 and done.json[0]["fix"] == "pip install no-such-package"
 
 
+def test_evaluate_says_what_is_a_difference(rankloom: Rankloom, world: Any) -> None:
+    options = (
+        "--base-too",
+        "--metrics",
+        "loss,rouge_l",
+        "--limit",
+        6,
+        "--max-new-tokens",
+        8,
+        "--registry",
+        world.registry,
+    )
+    found = rankloom("evaluate", *world.adapters, *options, "--json").json
+    assert [subject["subject"] for subject in found["subjects"]] == ["base", *world.adapters]
+    assert len(found["comparisons"]) == 6 and found["dataset"]["rows"] == 6
+    shown = rankloom("evaluate", *world.adapters, *options)
+    assert shown.code == 0 and "6 rows of held-out split of negation" in shown.out
+    assert "better" in shown.out and "of 6 rows" in shown.out
+    wrong = rankloom("evaluate", world.adapters[0], "--metrics", "bleu", "--registry", world.registry)
+    assert wrong.code == 1 and "a metric is one of" in wrong.err
+
+
 def test_evaluate_and_promote(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
     flags = ("--json", "--registry", world.registry)
     measured = rankloom("evaluate", world.adapters[0], "--base-too", *flags)
@@ -156,7 +178,7 @@ def test_evaluate_and_promote(rankloom: Rankloom, world: Any, tmp_path: Path) ->
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     assert rankloom("adapters", "show", "negation@champion", *flags).json["promotions"][0]["status"] == "done"
     again = rankloom("promote", world.adapters[0], "--output", "merged", *flags)
-    assert again.code == 1 and again.out == "" and "choose another --output" in again.err
+    assert again.code == 1 and again.out == "" and "name another, or remove it first" in again.err
     done = rankloom("promote", world.adapters[0], "--output", "a", "--format", "adapter", "--registry", world.registry)
     assert done.code == 0 and (tmp_path / "a" / "adapter_config.json").is_file()
     assert "vllm" in done.out and "can serve it" in done.out
@@ -171,7 +193,14 @@ def test_a_promotion_is_shown_and_undone(rankloom: Rankloom, world: Any, tmp_pat
     flags = ("--registry", world.registry, "--no-compare", "--verify", "full", "--tolerance", "10", "--alias", "prod")
     first = rankloom("promote", good, "--output", "first", "--recipe", "as-trained", *flags)
     assert first.code == 0
-    for text in ("as-trained", "adapter, as trained", "base alone", "95% interval", "held-out, 12 rows", "general"):
+    for text in (
+        "merged as-trained",
+        "adapter as trained",
+        "base without the adapter",
+        "95% interval",
+        "held-out, 12 rows",
+        "general",
+    ):
         assert text in first.out
     assert rankloom("promote", slow, "--output", "second", *flags).code == 0
     undo = ("promote", slow, "--undo", "--reason", "worse", "--registry", world.registry)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +20,7 @@ from rankloom.errors import MergeError
 from rankloom.merging import blocks
 from rankloom.merging.lora import Lora
 from rankloom.merging.merge import merge_adapter
+from rankloom.outputs import file_sha256, folder_sha256
 
 KINDS = ["llama", "llama-tied", "qwen2", "gemma", "gpt2", "phi3", "gpt-neox", "gpt-neox-tied"]
 LORAS: dict[str, dict[str, Any]] = {
@@ -95,6 +97,34 @@ def test_checkpoint_of_the_inner_model(made: Any, tmp_path: Path) -> None:
     made.same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
 
 
+def test_an_adapter_that_changed_its_base_is_merged_once_converted(tmp_path: Path, base: Path) -> None:
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")
+    trained = get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
+    trained.save_pretrained(tmp_path / "initial")
+    edit_json(tmp_path / "initial" / "adapter_config.json", init_lora_weights=True)  # as PEFT's guide has it
+    for name, parameter in trained.named_parameters():
+        if "lora_" in name:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    tokens = torch.arange(20)[None]
+    expected = trained(tokens).logits
+    trained.save_pretrained(tmp_path / "own", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    merge_adapter(adapter=tmp_path / "own", base=base, output=tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(tokens).logits
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+def test_adapters_of_any_float_are_merged_as_fp32(
+    made: Any, tmp_path: Path, base: Path, adapter: Path, dtype: torch.dtype
+) -> None:
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
+    merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+    save_file({name: tensor.float() for name, tensor in load_file(path).items()}, path)
+    made.same_as_peft(base, adapter, tmp_path / "merged", torch.float32)
+
+
 def test_untied_output_head_is_merged(made: Any, tmp_path: Path, base: Path) -> None:
     adapter = made.adapter(tmp_path / "adapter", base, target_modules=["lm_head", "q_proj"])
     assert merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged").modules_merged == 3
@@ -129,20 +159,41 @@ def test_only_targeted_bytes_differ(made: Any, tmp_path: Path, base: Path) -> No
 def test_companion_files_are_copied_and_code_is_not(tmp_path: Path, base: Path, adapter: Path) -> None:
     (base / "model.safetensors.index.json").write_text("{}")  # unused beside a single file, so it stays behind
     (base / "adapter_config.json").write_text("{}")  # would make transformers look for an adapter
-    (base / "LICENSE").write_text("terms")
-    merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
-    copied = {"config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "LICENSE"}
+    (base / "rankloom.json").write_text("{}")  # of the promotion that the base came from
+    for name in ("LICENSE", "LICENCE.md", "NOTICE"):
+        (base / name).write_text("terms")
+    (base / "empty.txt").touch()
+    report = merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+    copied = {"config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "empty.txt"}
+    copied |= {"LICENSE", "LICENCE.md", "NOTICE"}
+    assert report.output_sha256 == folder_sha256(
+        {path.name: file_sha256(path) for path in (tmp_path / "merged").iterdir()}
+    )
     assert {path.name for path in (tmp_path / "merged").iterdir()} == copied | {"model.safetensors"}
     for name in copied:
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
 
 
+def test_every_chat_template_goes_along(made: Any, tmp_path: Path, tiny_model: Path) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    templates = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(base)
+    assert (base / "additional_chat_templates" / "tool_use.jinja").is_file()
+    adapter = made.adapter(tmp_path / "adapter", base)
+    report = merge_adapter(adapter=adapter, base=base, output=tmp_path / "merged")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == templates
+    size = sum(path.stat().st_size for path in (tmp_path / "merged").rglob("*") if path.is_file())
+    assert report.bytes_written == size
+
+
 def test_report_and_progress(tmp_path: Path, base: Path, adapter: Path) -> None:
     calls: list[tuple[int, int]] = []
     report = merge_adapter(
-        adapter=adapter, base=base, output=tmp_path / "deep" / "merged", progress=lambda *call: calls.append(call)
+        adapter=adapter, base=base, output=tmp_path / "merged", progress=lambda *call: calls.append(call)
     )
-    merged = tmp_path / "deep" / "merged"
+    merged = tmp_path / "merged"
     size = sum(path.stat().st_size for path in merged.iterdir())
     assert report.bytes_written == size
     assert calls[-1] == (size, size) and calls == sorted(calls)
@@ -199,7 +250,11 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "lora bias": (with_config(lora_bias=True), "lora_bias=True"),
     "tokens": (with_config(trainable_token_indices=[1]), "trainable_token_indices="),
     "replication": (with_config(layer_replication=[[0, 2]]), "layer_replication="),
-    "changed base": (with_config(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
+    **{
+        f"changed base, {init}": (with_config(init_lora_weights=init), f"init_lora_weights='{init}'")
+        for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "mica")
+    },
+    "activated LoRA": (with_config(alora_invocation_tokens=[1]), "alora_invocation_tokens="),
     "a field from the future": (with_config(use_xlora=True), "use_xlora=True"),
     "another method": (with_config(peft_type="LOHA"), "peft_type='LOHA'"),
     "broken pattern": (with_config(rank_pattern={"(": 2}), "rank_pattern"),
@@ -212,6 +267,10 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "no adapter": (lambda base, adapter: (adapter / "adapter_model.safetensors").unlink(), "adapter_model.safetensors"),
     "NaN": (with_tensors(lambda t, b: t[b].view(-1)[3:4].fill_(float("nan"))), "must be finite, but base_model.model."),
     "Inf": (with_tensors(lambda t, b: t[b].view(-1)[3:4].fill_(float("inf"))), "must be finite, but base_model.model."),
+    "integers": (
+        with_tensors(lambda t, b: t.update({b: t[b].to(torch.int8)})),
+        "must be floating-point, but base_model",
+    ),
     "overflow": (with_tensors(lambda t, b: t[b].fill_(3e38)), "once merged"),
     "lone A": (with_tensors(lambda t, b: t.pop(b)), "lora_B.weight is missing"),
     "lone B": (with_tensors(lambda t, b: t.pop(b.replace("lora_B", "lora_A"))), "lora_A.weight is missing"),
@@ -310,8 +369,10 @@ def test_existing_output_is_kept(tmp_path: Path, base: Path, adapter: Path) -> N
 @pytest.mark.parametrize("small_disk", ["32k"], indirect=True)
 def test_full_disk_is_refused_first(small_disk: Path, base: Path, adapter: Path) -> None:
     with pytest.raises(MergeError, match=r"needs [\d,]+ bytes, but .* has [\d,]+ free"):
-        merge_adapter(adapter=adapter, base=base, output=small_disk / "new" / "merged")
+        merge_adapter(adapter=adapter, base=base, output=small_disk / "merged")
     assert list(small_disk.iterdir()) == []
+    with pytest.raises(MergeError, match="is a mount point"):
+        merge_adapter(adapter=adapter, base=base, output=small_disk)
 
 
 def test_transformers_reads_the_output_offline(tmp_path: Path, base: Path, adapter: Path) -> None:

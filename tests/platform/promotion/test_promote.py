@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rankloom.errors import PromotionError, RankloomError
+from rankloom.config import parse_config
+from rankloom.errors import OutputError, PromotionError, RankloomError
+from rankloom.outputs import MANIFEST
 from rankloom.promotion.gates import LOST_GAIN, TOLERANCE
-from rankloom.promotion.promote import MANIFEST, promote
+from rankloom.promotion.promote import promote
 from rankloom_registry import (
     ArtifactError,
     InvalidNameError,
     Registry,
+    RegistryBusyError,
     RegistryError,
     SignatureError,
     undo_promotion,
@@ -38,6 +41,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_path: Path) -> None:
     stages: list[tuple[str, int, int]] = []
+    gates: list[tuple[str, dict[str, Any]]] = []
     made = promote(
         registry,
         world.adapters[0],
@@ -45,6 +49,7 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
         alias="champion",
         reason="best",
         on_progress=lambda *at: stages.append(at),
+        on_gate=lambda *gate: gates.append(gate),
     )
     adapter = registry.adapter("negation@champion")
     assert adapter.adapter_id == world.adapters[0] == made.adapter_id
@@ -64,6 +69,10 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
     ]
     assert list(checks)[:5] == ["base", "finite", "disk", "replay", "drift"]
     assert all(checks[gate]["passed"] for gate in list(checks)[:5])
+    assert [name for name, _ in gates] == ["base", "disk", "finite", "replay", "drift"]
+    for name, figures in gates:  # what is told is what is recorded
+        assert json.loads(json.dumps(figures)).items() >= checks[name].items()
+    assert json.loads(json.dumps(gates[-1][1]["measured"])) == checks["measured"]
     for split in splits:
         models = checks["measured"][split]
         assert set(models) == {"rows", "adapter", "base", "rounding", "full-precision", "as-trained"}
@@ -90,7 +99,7 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
     assert (recorded.output_path, recorded.output_sha256) == (str(tmp_path / "merged"), made.output_sha256)
     assert (recorded.recipe, recorded.alias, recorded.checks) == ("full-precision", "negation@champion", checks)
     card = (tmp_path / "merged" / "README.md").read_text()
-    for part in (adapter.base_content_root, adapter.adapter_id, "learning", "from_pretrained", "was quantized"):
+    for part in (adapter.base_content_root, adapter.adapter_id, "learning", "from_pretrained", "merged as-trained"):
         assert part in card
     assert names(tmp_path) == {"world", "merged"}
 
@@ -149,8 +158,17 @@ def test_another_base_is_refused_before_anything_is_written(world: Any, registry
     weights = load_file(wrong / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     save_file(weights, wrong / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PromotionError, match="belongs to the base with content root"):
-        promote(registry, world.adapters[0], tmp_path / "merged", base=str(wrong), alias="champion")
+    gates: list[tuple[str, dict[str, Any]]] = []
+    with pytest.raises(PromotionError, match="belongs to the base with content root") as caught:
+        promote(
+            registry,
+            world.adapters[0],
+            tmp_path / "merged",
+            base=str(wrong),
+            alias="champion",
+            on_gate=lambda *gate: gates.append(gate),
+        )
+    assert gates == [("base", {"passed": False, "problem": str(caught.value)})]
     assert names(tmp_path) == {"world", "wrong"}
     assert registry.aliases() == registry.promotions() == []
 
@@ -169,6 +187,23 @@ def test_a_model_that_lost_too_much_is_refused_and_recorded(world: Any, registry
     assert registry.adapter("negation@champion").adapter_id == made.adapter_id
     latest = registry.promotions(world.adapters[0])[0]
     assert (latest.status, latest.forced, latest.reason) == ("done", True, "a trial")
+
+
+def test_room_is_needed_for_two_models_at_most(
+    world: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+
+    def room(folder: Path, size: int) -> Any:
+        needed.append(size)
+        raise PromotionError("enough")
+
+    monkeypatch.setattr("rankloom.promotion.building.assert_room", room)
+    for format, compare in (("safetensors", False), ("safetensors", True), ("nf4", False), ("nf4", True)):
+        with pytest.raises(PromotionError, match="enough"):
+            promote(registry, world.adapters[0], tmp_path / "out", format=format, compare=compare)  # type: ignore[arg-type]
+    weights = (world.base / "model.safetensors").stat().st_size
+    assert [size - needed[0] for size in needed] == [0, weights, weights, weights]
 
 
 def test_force_needs_a_reason(world: Any, registry: Registry, tmp_path: Path) -> None:
@@ -224,7 +259,7 @@ def test_an_interrupted_promotion_goes_on_where_it_was(world: Any, registry: Reg
 
     with pytest.raises(KeyboardInterrupt):
         promote(registry, world.adapters[0], tmp_path / "merged", alias="champion", on_progress=interrupt)
-    assert names(tmp_path) == {"world", ".merged.promoting"}
+    assert names(tmp_path) == {"world", ".merged.partial"}
     assert registry.aliases() == registry.promotions() == []
 
     stages: list[str] = []
@@ -233,11 +268,103 @@ def test_an_interrupted_promotion_goes_on_where_it_was(world: Any, registry: Reg
     assert names(tmp_path) == {"world", "merged"}
 
 
+def test_a_wrong_option_does_not_cost_what_was_merged(world: Any, registry: Registry, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("replay"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        promote(registry, world.adapters[0], tmp_path / "merged", on_progress=interrupt)
+    merged = tmp_path / ".merged.partial" / "full-precision" / "model.safetensors"
+    inode = merged.stat().st_ino
+    for options in ({"dataset": str(tmp_path / "none.jsonl")}, {"base": str(tmp_path / "none")}):
+        with pytest.raises(RankloomError):
+            promote(registry, world.adapters[0], tmp_path / "merged", **options)  # type: ignore[arg-type]
+    promote(registry, world.adapters[0], tmp_path / "merged", compare=False)
+    assert (tmp_path / "merged" / "model.safetensors").stat().st_ino == inode
+
+
+def test_a_merge_without_its_note_is_made_again(world: Any, registry: Registry, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage.startswith("replay"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        promote(registry, world.adapters[0], tmp_path / "merged", on_progress=interrupt)
+    (tmp_path / ".merged.partial" / "full-precision.json").unlink()  # a kill may come between the two
+    promote(registry, world.adapters[0], tmp_path / "merged", compare=False)
+    assert names(tmp_path) == {"world", "merged"}
+
+
+def test_half_a_model_is_not_measured(
+    world: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def stopped(path: Path, **options: Any) -> None:
+        if path.name != "as-trained" or not path.is_dir():
+            return remove(path, **options)
+        (path / "model.safetensors").unlink()
+        raise KeyboardInterrupt  # as a kill would: some of it is still there
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", stopped)
+        promote(registry, world.adapters[0], tmp_path / "merged")
+    assert (tmp_path / ".merged.partial" / "as-trained" / "config.json").is_file()
+    assert promote(registry, world.adapters[0], tmp_path / "merged").checks["measured"]["general"]["as-trained"]
+    assert names(tmp_path) == {"world", "merged"}
+
+
+def test_what_was_made_and_not_recorded_is_recorded_by_the_same_call(
+    world: Any, registry: Registry, tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(registry: Registry, *events: Any) -> int:
+        raise RegistryBusyError("busy")
+
+    options: dict[str, Any] = {"compare": False, "alias": "champion"}
+    output = tmp_path / "merged"
+    with monkeypatch.context() as patch, pytest.raises(RegistryBusyError):
+        patch.setattr(Registry, "record", busy)
+        promote(registry, world.adapters[0], output, **options)
+    assert names(tmp_path) == {"world", "merged"} and registry.promotions() == registry.aliases() == []
+
+    (tmp_path / ".merged.partial").mkdir()  # as a kill would leave it
+    for other in ({"tolerance": -10}, {"format": "adapter"}, {"verify": "full"}, {"signer": Signer(keys[0])}):
+        with pytest.raises(OutputError, match="new or empty"):  # it was made of another call
+            promote(registry, world.adapters[0], output, **options | other)
+    with pytest.raises(OutputError, match="new or empty"):
+        promote(registry, world.adapters[1], output, **options)
+    stages: list[str] = []
+    made = promote(
+        registry, world.adapters[0], output, on_progress=lambda stage, *_: stages.append(stage), reason="now", **options
+    )
+    (recorded,) = registry.promotions()
+    assert stages == [] and recorded.checks == made.checks and names(tmp_path) == {"world", "merged"}
+    assert (recorded.promotion_id, recorded.status, recorded.reason) == (made.promotion_id, "done", "now")
+    assert registry.adapter("negation@champion").adapter_id == world.adapters[0]
+    with pytest.raises(OutputError, match="new or empty"):
+        promote(registry, world.adapters[0], output, **options)
+
+
+def test_a_signature_that_was_interrupted_is_not_kept(
+    world: Any, registry: Registry, tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("rankloom.promotion.promote.publish", interrupt)
+        promote(registry, world.adapters[0], tmp_path / "out", compare=False, signer=Signer(keys[0]))
+    assert (tmp_path / ".out.partial" / "full-precision" / "model.sig").is_file()
+    promote(registry, world.adapters[0], tmp_path / "out", compare=False)
+    assert "model.sig" not in names(tmp_path / "out")
+
+
 @pytest.mark.parametrize("format", ["safetensors", "adapter"])
 def test_what_another_promotion_left_is_in_nobodys_way(
     world: Any, registry: Registry, tmp_path: Path, format: Any
 ) -> None:
-    stale = tmp_path / ".merged.promoting"
+    stale = tmp_path / ".merged.partial"
     (stale / "full-precision").mkdir(parents=True)
     (stale / "full-precision" / "model.safetensors").write_bytes(b"half")
     (stale / "full-precision.json").write_text("{}")
@@ -265,7 +392,7 @@ def test_a_killed_promotion_leaves_no_model_and_is_resumed(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", KILLED, str(world.registry), world.adapters[0], str(output), stage]
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert names(tmp_path) == {"world", ".merged.promoting"}
+    assert names(tmp_path) == {"world", ".merged.partial"}
     assert registry.promotions() == registry.aliases() == []
     promote(registry, world.adapters[0], output, alias="champion", compare=False, verify="full")
     assert names(tmp_path) == {"world", "merged"} and "model.safetensors" in names(output)
@@ -289,7 +416,12 @@ def test_the_recipe_that_was_asked_for_is_what_comes_out(world: Any, registry: R
 def test_a_model_in_4_bits_is_measured_as_such(world: Any, registry: Registry, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    made = promote(registry, world.adapters[0], tmp_path / "nf4", format="nf4", compare=False, tolerance=10)
+    base = shutil.copytree(world.base, tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    options: dict[str, Any] = {"base": str(base), "compare": False, "tolerance": 10}
+    made = promote(registry, world.adapters[0], tmp_path / "nf4", format="nf4", **options)
+    assert (tmp_path / "nf4" / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
     models = made.checks["measured"]["held-out"]
     assert made.checks["merged_loss"] == models["nf4"]["loss"] != models["full-precision"]["loss"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "nf4")
@@ -297,6 +429,26 @@ def test_a_model_in_4_bits_is_measured_as_such(world: Any, registry: Registry, t
     assert {"README.md", MANIFEST, "tokenizer.json", "chat_template.jinja"} <= names(tmp_path / "nf4")
     with pytest.raises(PromotionError, match="rounds most of the adapter's update away"):
         promote(registry, world.adapters[0], tmp_path / "worse", format="nf4", recipe="as-trained")
+
+
+def test_quantizing_again_needs_a_search_on_nf4(
+    world: Any, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unquantized(registry: Registry, adapter: Any) -> Any:
+        return parse_config({"model_name_or_path": "m", "dataset": "d", "quantization": {"load_in_4bit": False}})
+
+    monkeypatch.setattr("rankloom.promotion.promote.search_settings", unquantized)
+    stages: list[str] = []
+    for options in ({"format": "nf4"}, {"recipe": "as-trained"}):
+        with pytest.raises(PromotionError, match="was not trained on"):
+            promote(
+                registry,
+                world.adapters[0],
+                tmp_path / "nf4",
+                on_progress=lambda stage, *_: stages.append(stage),
+                **options,  # type: ignore[arg-type]
+            )
+    assert stages == []
 
 
 def test_an_undone_promotion_gives_the_alias_back(world: Any, registry: Registry, tmp_path: Path) -> None:
