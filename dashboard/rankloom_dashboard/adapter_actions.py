@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import streamlit as st
 
@@ -33,7 +32,7 @@ def links(adapters: Sequence[Adapter], *, on: str = elements.ADAPTERS) -> None:
     ids = [adapter.adapter_id for adapter in adapters]
     gone = any(adapter.status != "available" for adapter in adapters)
     for label, page, parameter, least, most in _LINKS:
-        if page == on or (on == elements.COMPARE and most == 1) or not _exists(page):
+        if page == on or (on == elements.COMPARE and most == 1):
             continue
         if on == elements.ADAPTER:
             least = 1  # the page of comparisons lets one choose what to compare it with
@@ -46,10 +45,6 @@ def links(adapters: Sequence[Adapter], *, on: str = elements.ADAPTERS) -> None:
             disabled=not least <= len(ids) <= most or (needs_files and gone),
             help=f"Takes {takes}{' whose files are there' if needs_files else ''}.",
         )
-
-
-def _exists(page: str) -> bool:
-    return Path(__file__).parent.joinpath(page).exists()
 
 
 def tag(adapters: Sequence[Adapter]) -> None:

@@ -20,7 +20,6 @@ from rankloom_dashboard.errors import ForbiddenError, LoginError
 from rankloom_registry import RegistryError, RegistryNotFoundError
 
 OVERVIEW, ADAPTER, COMPARE = "views/overview.py", "views/adapter.py", "views/compare.py"
-EVALUATE, PLAYGROUND = "views/evaluate.py", "views/playground.py"
 SEARCH, ADAPTERS, PROMOTE = "views/search.py", "views/adapters.py", "views/promote.py"
 EVALUATE, PLAYGROUND = "views/evaluate.py", "views/playground.py"
 MOST_COMPARED = 6
