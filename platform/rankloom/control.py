@@ -88,6 +88,10 @@ def status_now(registry: Registry, search: SearchRecord) -> str:
 def run_of(registry: Registry, search: SearchRecord) -> Run:
     """Return the run of a search.
 
+    Args:
+        registry: The search's registry.
+        search: As the registry returned it.
+
     Raises:
         SearchError: Its run folder is not on this machine any more.
     """
@@ -105,7 +109,14 @@ def run_of(registry: Registry, search: SearchRecord) -> Run:
 
 
 def _ask(registry: Registry, search: str, request: Request) -> dict[str, Any]:
-    return ask(run_of(registry, registry.search(search)), request)
+    found = registry.search(search)
+    try:
+        run = run_of(registry, found)
+    except SearchError:
+        if found.status == "running":
+            raise
+        raise SearchError(f"the search {found.name!r} does not run now: it is {found.status}") from None
+    return ask(run, request)
 
 
 def ask(run: Run, request: Request, *, wait_s: float = WAIT_S) -> dict[str, Any]:

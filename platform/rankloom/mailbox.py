@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import shutil
@@ -87,11 +88,11 @@ class Mailbox:
             mine = file.with_suffix(".taken")
             try:
                 file.rename(mine)
-            except FileNotFoundError:  # withdrawn
+            except OSError:  # withdrawn, or not ours to take
                 continue
             try:
                 taken.append(Request(**{**json.loads(mine.read_bytes()), "request_id": file.stem}))
-            except (SearchError, TypeError, ValueError) as error:  # nobody of ours wrote that
+            except (SearchError, OSError, TypeError, ValueError) as error:  # nobody of ours wrote that
                 self._answer(file.stem, {"refusal": f"this is no request: {error}"})
         return taken
 
@@ -138,8 +139,10 @@ class Mailbox:
         return answer
 
     def _answer(self, request_id: str, answer: dict[str, Any]) -> None:
-        write_atomically(self._folder / f"{request_id}.answer", json.dumps(answer).encode())
-        (self._folder / f"{request_id}.taken").unlink(missing_ok=True)
+        # Planned: an answer that cannot be written is waited for in vain, but must not end the search.
+        with contextlib.suppress(OSError):
+            write_atomically(self._folder / f"{request_id}.answer", json.dumps(answer).encode())
+            (self._folder / f"{request_id}.taken").unlink(missing_ok=True)
 
 
 def _posted(file: Path) -> int:

@@ -123,6 +123,17 @@ def test_what_is_no_request_is_answered_and_does_no_harm(mailbox: Mailbox, tmp_p
     assert mailbox.take() == []
 
 
+def test_whatever_lies_in_a_mailbox_the_search_goes_on(mailbox: Mailbox, tmp_path: Path) -> None:
+    (tmp_path / "requests" / "folder.json").mkdir()
+    mailbox.post(good := stop())
+    assert mailbox.take() == [good]
+    mailbox.close()
+    mailbox.answer(good)  # nobody can hear it
+    assert mailbox.take() == [] and mailbox.answer_to(good) is None
+    with pytest.raises(SearchError, match="cannot leave a request in"):
+        mailbox.post(good)
+
+
 def test_a_driver_answers(run: Run) -> None:
     def answer(mailbox: Mailbox, request: Request) -> None:
         if request.trial == 1:

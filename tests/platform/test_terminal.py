@@ -11,7 +11,7 @@ from rich.console import Console
 from rankloom.cluster.flight import LaneState, Progress
 from rankloom.config import parse_config
 from rankloom.terminal import ROWS, Board, TerminalWatcher, draw_board
-from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
+from rankloom_registry import Event, SearchExtended, TrialEnded, TrialReported, TrialStarted
 
 PARAMS: dict[str, Any] = {
     "r": 8,
@@ -177,6 +177,15 @@ def test_without_a_terminal_each_thing_is_one_line() -> None:
         "trial 0 stopped early at step 1/9, eval_loss 1.5000",
         "trial 1 failed at step 0/9, no loss: no [memory]",
     ]
+
+
+def test_trials_that_somebody_adds_are_counted_and_told() -> None:
+    more = SearchExtended(search_id="s", num_samples=9, who="ann")
+    assert board(started(0), more).headline().startswith("1/9 trials: ")
+    watcher, output = watched(terminal=False)
+    begin(watcher)
+    watcher.update([more], [], [])
+    assert output.getvalue().splitlines()[-1] == "9 trials from now on, as ann asked"
 
 
 def test_on_a_terminal_the_table_ends_with_the_last_state_even_after_an_error() -> None:

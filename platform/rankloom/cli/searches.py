@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rankloom.cli import steering
 from rankloom.cli.output import (
     DEFAULT_REGISTRY,
     JsonOption,
@@ -20,6 +21,7 @@ from rankloom.cli.output import (
     show_pairs,
     show_table,
 )
+from rankloom.cli.steering import SearchArgument
 from rankloom.errors import ConfigError, SearchError
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 searches = typer.Typer(no_args_is_help=True, help="What ran.")
 spaces = typer.Typer(no_args_is_help=True, help="What can be searched.")
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The search file.", show_default=False)]
-SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="Id or name.", show_default=False)]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Let Ray and the libraries talk.")]
 # Not RegistryOption: a search file may name the registry, and only a flag or the environment outranks it.
 RegistryOverride = Annotated[
@@ -43,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command()(search)
     app.command()(plan)
     app.add_typer(searches, name="searches")
+    steering.register(searches)
     app.add_typer(spaces, name="spaces")
 
 
@@ -250,53 +252,6 @@ def show_search(
     )
 
 
-@searches.command("stop")
-def stop(
-    search_ref: SearchArgument,
-    trial: Annotated[
-        int | None, typer.Option(min=0, help="Stop only the trial with this number.", show_default=False)
-    ] = None,
-    reason: Annotated[str, typer.Option(help="Why; it is recorded.", show_default=False)] = "",
-    registry: RegistryOption = DEFAULT_REGISTRY,
-    as_json: JsonOption = False,
-) -> None:
-    """Interrupt a search that runs, as Ctrl-C does, or stop one of its trials, as early stopping does."""
-    from rankloom import control
-
-    opened = open_registry(registry)
-    found = opened.search(search_ref)
-    if trial is None:
-        control.stop_search(opened, found.search_id, why=reason)
-    else:
-        control.stop_trial(opened, found.search_id, trial, why=reason)
-    if as_json:
-        show_json({"search_id": found.search_id, "name": found.name, "trial": trial})
-    elif trial is None:
-        _say(f"{found.name} is being interrupted; go on with it by its own command and --resume")
-    else:
-        _say(f"trial {trial} of {found.name} is being stopped; its adapter is kept as it is now")
-
-
-@searches.command("extend")
-def extend(
-    search_ref: SearchArgument,
-    by: Annotated[int, typer.Option("--by", min=1, help="How many trials to add.", show_default=False)],
-    reason: Annotated[str, typer.Option(help="Why; it is recorded.", show_default=False)] = "",
-    registry: RegistryOption = DEFAULT_REGISTRY,
-    as_json: JsonOption = False,
-) -> None:
-    """Let a search that runs try more configurations."""
-    from rankloom import control
-
-    opened = open_registry(registry)
-    found = opened.search(search_ref)
-    total = control.add_trials(opened, found.search_id, by, why=reason)
-    if as_json:
-        show_json({"search_id": found.search_id, "name": found.name, "num_samples": total})
-    else:
-        _say(f"{found.name} has {total} trials from now on")
-
-
 def _as_it_is(registry: Registry, search: SearchRecord) -> SearchRecord:
     """A search as recorded, but for one whose process died without recording its end."""
     from dataclasses import replace
@@ -304,10 +259,6 @@ def _as_it_is(registry: Registry, search: SearchRecord) -> SearchRecord:
     from rankloom.control import status_now
 
     return replace(search, status=status_now(registry, search))
-
-
-def _say(text: str) -> None:
-    output().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @spaces.command("list")

@@ -87,5 +87,8 @@ class Steering:
             )
         # First to the record by which a resumed search goes. It says how many trials there are, not how many more: a
         # driver that dies after it has added them once, and what is left of the request is thrown away.
-        total = self._room.extend(request.count, self._job.run.extend)
+        try:
+            total = self._room.extend(request.count, self._job.run.extend)
+        except OSError as error:
+            raise SearchError(f"cannot write it down in {self._job.run.folder}: {error.strerror}") from error
         return SearchExtended(search_id=self._job.run.search_id, num_samples=total, who=request.who, why=request.why)

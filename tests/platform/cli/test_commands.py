@@ -41,7 +41,8 @@ def test_every_command_has_help(rankloom: Rankloom, command: tuple[str, ...]) ->
 def test_the_fixed_commands_are_there() -> None:
     names = {" ".join(path) for path in commands()}
     assert names >= {"quickstart", "search", "plan", "evaluate", "promote", "doctor", "dashboard"}
-    assert names >= {"searches list", "searches show", "spaces list", "spaces show"}
+    assert names >= {"searches list", "searches show", "searches stop", "searches extend"}
+    assert names >= {"spaces list", "spaces show"}
     assert names >= {"adapters list", "adapters show", "adapters compare", "adapters verify", "adapters tag"}
     assert names >= {"adapters alias", "adapters delete", "adapters import", "adapters export-config"}
     assert names >= {"base fingerprint", "base check"}
@@ -256,6 +257,8 @@ WRONG_USAGE = {
     "missing argument": ("adapters", "show"),
     "missing option": ("promote", "adapter"),
     "not a number": ("adapters", "list", "--limit", "many"),
+    "a trial that cannot be": ("searches", "stop", "negation", "--trial", "-1"),
+    "no trials at all": ("searches", "extend", "negation", "--by", "0"),
     "out of bounds": ("dashboard", "--port", "70000"),
 }
 
@@ -270,6 +273,7 @@ def test_wrong_usage_is_2(rankloom: Rankloom, arguments: tuple[str, ...]) -> Non
 FAILURES = {
     "no such adapter": (("adapters", "show", "no-such"), "no-such"),
     "no such search": (("searches", "show", "no-such"), "no-such"),
+    "a search that has ended": (("searches", "stop", "negation"), "'negation' does not run now: it is completed"),
     "no such space": (("spaces", "show", "loora"), "lora"),
     "a filter that is none": (("adapters", "list", "--where", "r = 1; drop table adapters"), "filter"),
     "an ordering that is none": (("adapters", "list", "--order-by", "nothing"), "nothing"),

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from rankloom.cluster.lane import read_event_logs
+from rankloom.control import status_now
 from rankloom_registry import Event, Registry, TrialEnded, TrialRecord, TrialReported
 
 pytestmark = pytest.mark.slow
@@ -142,9 +143,17 @@ def test_a_killed_driver_is_resumed_without_training_anything_twice(outside: Out
     before = {trial.trial_id: trial for trial in outside.trials() if trial.status == "completed"}
     ended = {event.trial_id for event in outside.logged() if isinstance(event, TrialEnded)}
     assert {trial_id.rsplit("-", 1)[1] for trial_id in ended} == {"0", "1"}
+    search = outside.registry.search("negation")
+    assert (search.status, status_now(outside.registry, search)) == ("running", "interrupted")
 
     outside.resume()
     assert_complete(outside, interrupted=2)
+    story = list(reversed(outside.registry.events(search.search_id)))
+    assert [event.kind for event in story] == ["search_started", "search_ended", "search_resumed", "search_ended"]
+    assert story[1].payload == {"search_id": search.search_id, "status": "interrupted", "message": "its process died"}
+    spans = [span for span in outside.registry.trial_spans("negation") if span.number == 2]
+    assert [(span.status, span.slot) for span in spans] == [("interrupted", 0), ("completed", 0)]
+    assert spans[0].ended_at == story[1].at < story[2].at
     after = {trial.trial_id: trial for trial in outside.trials()}
     assert all(after[trial_id].ended_at == trial.ended_at for trial_id, trial in before.items())
     wait_for("end of the driver's processes", lambda: not outside.processes(), 60)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.tune.schedulers import PopulationBasedTraining
 
-from rankloom import Search
-from rankloom.config import SearchConfig, TrainingConfig
+from rankloom import Search, control
+from rankloom.cluster.broker import Broker
+from rankloom.cluster.job import STOP, Job
+from rankloom.cluster.proposing import Room
+from rankloom.cluster.steering import Steering
+from rankloom.config import SearchConfig, TrainingConfig, parse_config
 from rankloom.errors import SearchError
-from rankloom.runs import open_run
+from rankloom.mailbox import Mailbox, Request
+from rankloom.runs import Run, open_run, plain_config
 from rankloom_registry import Event, Registry, SearchExtended, TrialReported
 
 LONG = 100_000  # steps: more than anybody waits for
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from rankloom.cluster.driver import connected
 
     with pytest.MonkeyPatch.context() as patch:
@@ -127,12 +136,13 @@ def test_a_search_is_steered_from_another_process(tmp_path: Path, tiny_model: Pa
 
     run = open_run("steered", path.with_suffix(".runs"))
     assert not run.requests.exists() and not run.is_running()
+    run.extend(5)  # as a driver leaves it that is killed before it tells the registry
     again = Onlooker(path, (reported(1), ("stop", "--trial", "1")))
     result = Search.resume("steered", registry=path).run(again)
-    assert again.num_samples == 4
+    assert again.num_samples == registry.search("steered").num_samples == 5
     assert again.answers == [ids | {"trial": 1}]
-    assert [trial.status for trial in result.trials] == ["stopped", "stopped", "completed", "completed"]
-    assert [trial.metrics["steps"] for trial in result.trials[2:]] == [8, 8]
+    assert [trial.status for trial in result.trials] == ["stopped", "stopped", *["completed"] * 3]
+    assert [trial.metrics["steps"] for trial in result.trials[2:]] == [8, 8, 8]
     assert all(trial.adapter_id for trial in result.trials)
     spans = registry.trial_spans("steered")
     assert [(span.number, span.attempt, span.lane, span.slot, span.status) for span in spans] == [
@@ -141,12 +151,90 @@ def test_a_search_is_steered_from_another_process(tmp_path: Path, tiny_model: Pa
         (1, 2, "lane-0", 0, "stopped"),
         (2, 1, "lane-0", 0, "completed"),
         (3, 1, "lane-0", 0, "completed"),
+        (4, 1, "lane-0", 0, "completed"),
     ]
-    assert all(
-        one.ended_at is not None and one.ended_at <= other.started_at
-        for one, other in zip(spans, spans[1:], strict=False)
-    )
+    assert all(one.ended_at is not None and one.ended_at <= other.started_at for one, other in pairwise(spans))
     with pytest.raises(SearchError, match="'steered' does not run now"):
-        from rankloom import control
-
         control.add_trials(registry, "steered", 1)
+
+
+@pytest.fixture
+def steering(tmp_path: Path) -> Callable[..., Steering]:
+    """Makes what steers a search that has nothing in training, and records nothing."""
+
+    def make(room: Room, **settings: Any) -> Steering:
+        config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl", **settings})
+        run = Run(
+            folder=tmp_path,
+            search_id="0123456789ab",
+            name="steered",
+            config=plain_config(config),
+            base_path="/base",
+            base_content_root="c" * 64,
+        )
+        Mailbox(run.requests).open()
+        job: Any = Job(
+            run=run,
+            config=config,
+            training=config.training,
+            space={},
+            resolve=dict,
+            points=[],
+            largest={},
+        )
+        broker = ray.remote(num_cpus=0)(Broker).remote(["lane-0"])
+        return Steering(job, broker, room, lambda events: None)
+
+    return make
+
+
+def answered(steering: Steering, folder: Path, **asked: Any) -> Any:
+    """What somebody is told who asks that."""
+    mailbox, request = Mailbox(folder / "requests"), Request(who="ann", **asked)
+    mailbox.post(request)
+    steering.obey()
+    return mailbox.answer_to(request)
+
+
+def test_a_population_is_not_extended(steering: Callable[..., Steering], tmp_path: Path) -> None:
+    population = PopulationBasedTraining(hyperparam_mutations={"learning_rate": [1e-4, 1e-3]}, time_attr="steps")
+    answer = answered(steering(Room(4), scheduler=population), tmp_path, kind="add_trials", count=1)
+    assert "population-based training works on the population that it began with" in answer["refusal"]
+
+
+def test_no_search_becomes_larger_than_one_may_be(steering: Callable[..., Steering], tmp_path: Path) -> None:
+    room = Room(99_990)
+    steers = steering(room)
+    answer = answered(steers, tmp_path, kind="add_trials", count=11)
+    assert "a search has at most 100000 trials, this one has 99990: add fewer than 11" in answer["refusal"]
+    assert answered(steers, tmp_path, kind="add_trials", count=10) == {"refusal": "", "num_samples": 100_000}
+    assert open_run(tmp_path, tmp_path).search_config().num_samples == 100_000
+
+
+def test_what_cannot_be_written_down_is_not_added(
+    steering: Callable[..., Steering], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: Run, num_samples: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    room = Room(4)
+    steers = steering(room)
+    monkeypatch.setattr(Run, "extend", full)
+    answer = answered(steers, tmp_path, kind="add_trials", count=1)
+    assert "No space left on device" in answer["refusal"] and room.total == 4
+
+
+def test_a_trial_that_is_not_there_is_not_stopped(steering: Callable[..., Steering], tmp_path: Path) -> None:
+    answer = answered(steering(Room(4)), tmp_path, kind="stop_trial", trial=7)
+    assert "trial 7 is not in training" in answer["refusal"]
+
+
+def test_a_search_that_is_being_stopped_takes_no_more(steering: Callable[..., Steering], tmp_path: Path) -> None:
+    steers = steering(Room(4))
+    try:
+        assert answered(steers, tmp_path, kind="stop_search", why="lunch")["refusal"] == ""
+        assert STOP.is_set() and steers.stopped is not None and steers.stopped.why == "lunch"
+        assert "the search is being stopped" in answered(steers, tmp_path, kind="add_trials", count=1)["refusal"]
+        assert "the search is ending" in answered(steers, tmp_path, kind="stop_trial", trial=0)["refusal"]
+    finally:
+        STOP.clear()
