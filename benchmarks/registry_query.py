@@ -28,10 +28,11 @@ from rankloom_registry.reader import Reader
 from rankloom_registry.store.access import attached
 
 COMMAND = [sys.executable, "-c", "from rankloom.cli import main; main()"]
-# 16 trials a search, 8 bases, ranks 4 to 64; losses without order, every 50th missing, and many of them equal.
+# $trials trials a search, 8 bases, ranks 4 to 64; losses without order, every 50th missing, and many of them equal.
 FILL = """
 CREATE TEMP TABLE made AS
-SELECT i, i // 16 AS search, md5('base' || (search % 8)) || md5('root' || (search % 8)) AS root,
+SELECT i, i // $trials AS search, i % $trials AS number,
+    md5('base' || (search % 8)) || md5('root' || (search % 8)) AS root,
     'trial-' || i AS trial_id, md5(i::VARCHAR)[:16] AS adapter_id,
     [4, 8, 16, 32, 64][1 + (hash(i, 'r') % 5)::BIGINT]::INTEGER AS r,
     CASE WHEN i % 50 = 0 THEN NULL ELSE 1 + (hash(i, 'loss') % 20000)::BIGINT / 10000 END AS eval_loss,
@@ -46,38 +47,38 @@ FROM made;
 INSERT INTO store.searches BY NAME
 SELECT 'search-' || search AS search_id, 'sweep-' || search AS name, 'completed' AS status, '' AS message,
     root AS base_content_root, '{"path":"train.jsonl"}'::JSON AS dataset, '{}'::JSON AS config,
-    'eval_loss' AS metric, 'min' AS mode, 16 AS num_samples, 0 AS seed, min(created_at) AS created_at
+    'eval_loss' AS metric, 'min' AS mode, count(*)::INTEGER AS num_samples, 0 AS seed, min(created_at) AS created_at
 FROM made GROUP BY search, root;
 INSERT INTO store.trials BY NAME
-SELECT trial_id, 'search-' || search AS search_id, i % 16 AS number, 'completed' AS status,
+SELECT trial_id, 'search-' || search AS search_id, number, 'completed' AS status,
     json_object('r', r, 'learning_rate', learning_rate) AS params, '' AS message, 1 AS attempts, 'lane-0' AS lane,
     eval_loss, 100 AS steps, created_at
 FROM made;
 INSERT INTO store.step_metrics BY NAME
 SELECT trial_id, 25 * (1 + step) AS step, eval_loss + 1 / (1 + step) AS eval_loss FROM made, range(4) s(step);
 INSERT INTO store.adapters BY NAME
-SELECT i AS sequence, adapter_id, 'sweep-' || search || '-' || (i % 16) AS name,
+SELECT i AS sequence, adapter_id, 'sweep-' || search || '-' || number AS name,
     CASE i % 4 WHEN 0 THEN 'discarded' ELSE 'available' END AS status, trial_id,
-    'search-' || search AS search_id, 'sweep-' || search AS search_name, i % 16 AS trial_number,
+    'search-' || search AS search_id, 'sweep-' || search AS search_name, number AS trial_number,
     root AS base_content_root, 'org/base-' || (search % 8) || '@0123' AS base_identity, r,
     2.0 * r AS lora_alpha, false AS use_rslora, 0.0 AS lora_dropout, learning_rate, 'all-linear' AS target_modules,
     i % 7 AS seed, eval_loss, eval_loss - 0.1 AS train_loss, 100 AS steps, 102400 AS train_tokens,
     2000000000 AS peak_memory_bytes, 60.0 AS wall_s, created_at, sha256(i::VARCHAR) AS artifact_sha256,
     json_object('r', r, 'learning_rate', learning_rate) AS params,
-    CASE WHEN i % 16 = 0 AND search % 10 = 0 THEN ['best'] ELSE [] END AS aliases
+    CASE WHEN number = 0 AND search % 10 = 0 THEN ['best'] ELSE [] END AS aliases
 FROM made;
 INSERT INTO store.aliases
-SELECT 'sweep-' || search || '-0', 'best', adapter_id, created_at FROM made WHERE i % 16 = 0 AND search % 10 = 0;
+SELECT 'sweep-' || search || '-0', 'best', adapter_id, created_at FROM made WHERE number = 0 AND search % 10 = 0;
 """
 
 
-def fill(path: Path, adapters: int) -> Registry:
-    """Make a registry with that many adapters, of as many trials."""
+def fill(path: Path, adapters: int, trials: int = 16) -> Registry:
+    """Make a registry with that many adapters, of as many trials, so many of which make a search."""
     registry = Registry.open(path, create=True)
     with attached(path, write=True, timeout_s=60) as connection:
         connection.execute("SET preserve_insertion_order = false")
         first, rest = FILL.split(";", 1)
-        connection.execute(first, {"adapters": adapters})
+        connection.execute(first, {"adapters": adapters, "trials": trials})
         connection.execute(rest)
         connection.execute("CHECKPOINT db")
     return registry

@@ -39,8 +39,11 @@ def _pages() -> list[st.Page]:
     return [
         st.Page(elements.OVERVIEW, title="Overview", url_path="overview", default=True),
         st.Page(elements.SEARCH, title="Searches", url_path="search"),
+        st.Page(elements.ADAPTERS, title="Adapters", url_path="adapters"),
         st.Page(elements.ADAPTER, title="Adapter", url_path="adapter"),
         st.Page(elements.COMPARE, title="Compare", url_path="compare"),
+        st.Page(elements.EVALUATE, title="Evaluate", url_path="evaluate"),
+        st.Page(elements.PLAYGROUND, title="Playground", url_path="playground"),
         st.Page(elements.PROMOTE, title="Promote", url_path="promote"),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from rankloom import control
 from rankloom.merging import Recipe, Verify
@@ -13,8 +13,9 @@ from rankloom.outputs import MANIFEST, free_output
 from rankloom.promotion import Format
 from rankloom_dashboard import access, data
 from rankloom_dashboard.access import Role
-from rankloom_dashboard.errors import ReasonMissingError
-from rankloom_dashboard.jobs.job import board
+from rankloom_dashboard.errors import BusyError, ReasonMissingError
+from rankloom_dashboard.jobs.job import Job, board
+from rankloom_dashboard.jobs.playground import Playground
 from rankloom_registry import (
     Adapter,
     AdapterAnnotated,
@@ -160,6 +161,39 @@ def stop_search(search: str, *, why: str) -> None:
 def add_trials(search: str, count: int) -> None:
     """Lets a search that runs propose so many more trials."""
     control.add_trials(_registry(), search, count)
+
+
+@change("editor")
+def start_evaluation(refs: tuple[str, ...], **wishes: Any) -> Job:
+    """Evaluates adapters in a program of its own; `wishes` are arguments of `rankloom.evaluation.evaluate.evaluate`."""
+    if any(job.state == "running" for job in board().all("evaluate")):
+        raise BusyError("an evaluation runs here already; wait until it ends, or cancel it")
+    order = {"registry": str(data.registry_path()), "refs": list(refs), **wishes}
+    return board().start("evaluate", order, access.require("editor").who)
+
+
+@change("editor")
+def cancel_job(job_id: str) -> None:
+    """Stops a program that works for the dashboard; one that somebody else started needs a promoter."""
+    job = board().find(job_id)
+    if job is None:
+        return
+    if job.who != access.require("editor").who:
+        access.require("promoter")
+    job.cancel()
+
+
+@change("editor")
+def start_playground(refs: tuple[str, ...], *, base: str | None = None) -> Playground:
+    """Loads adapters and their base to talk to; whoever does that again lets go of what they had."""
+    who = access.require("editor").who
+    for job in board().all("playground"):
+        if job.state == "running":
+            if job.who != who:
+                raise BusyError("somebody else uses the playground; it is free when they end it, or do not use it")
+            job.cancel()
+    order = {"registry": str(data.registry_path()), "refs": list(refs), "base": base}
+    return board().start("playground", order, who, make=Playground)
 
 
 def _registry() -> Registry:

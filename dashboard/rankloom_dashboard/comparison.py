@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankloom_dashboard import formats
+from rankloom_dashboard.intervals import Measured, with_interval
 from rankloom_dashboard.leaderboard import usable_loss
 from rankloom_registry import Adapter
 
@@ -31,12 +32,20 @@ class Row:
 
 
 def labels(adapters: Sequence[Adapter]) -> list[str]:
-    """Names each adapter so that no two names are the same."""
+    """Names each adapter so that no two names are the same: by its name, with its trial, or with its id."""
     names = [adapter.name for adapter in adapters]
+    if len(set(names)) < len(names):
+        names = [adapter.name if trial is None else f"{adapter.name} #{trial}" for adapter, trial in _trials(adapters)]
     return [
         name if name and names.count(name) == 1 else f"{name} {formats.shorten(adapter.adapter_id, 8)}".strip()
         for name, adapter in zip(names, adapters, strict=True)
     ]
+
+
+def _trials(adapters: Sequence[Adapter]) -> list[tuple[Adapter, int | None]]:
+    """Each adapter with its trial's number, if other adapters have its name."""
+    names = [adapter.name for adapter in adapters]
+    return [(one, one.trial_number if names.count(one.name) > 1 else None) for one in adapters]
 
 
 def configuration_rows(adapters: Sequence[Adapter]) -> list[Row]:
@@ -62,7 +71,8 @@ def configuration_rows(adapters: Sequence[Adapter]) -> list[Row]:
 
 
 def _row(name: str, raw: Sequence[object]) -> Row:
-    return Row(name=name, values=tuple(map(formats.value, raw)), differs=any(item != raw[0] for item in raw[1:]))
+    values = tuple(formats.cut(formats.value(item), 300) for item in raw)
+    return Row(name=formats.cut(name, 100), values=values, differs=any(item != raw[0] for item in raw[1:]))
 
 
 def metric_rows(adapters: Sequence[Adapter]) -> list[Row]:
@@ -81,7 +91,28 @@ def metric_rows(adapters: Sequence[Adapter]) -> list[Row]:
         _ranked("time", [item.wall_s for item in adapters], formats.duration),
         _row("steps", [item.steps for item in adapters]),
         _row("train tokens", [formats.count(item.train_tokens) for item in adapters]),
+        _row("effective rank", [formats.short(item.effective_rank) for item in adapters]),
+        _row("update norm", [formats.short(item.update_norm) for item in adapters]),
     ]
+
+
+def measured_rows(measured: Sequence[Mapping[str, Measured]]) -> list[Row]:
+    """Compares losses on rows that were measured again, each with its bootstrap interval where one was recorded.
+
+    Args:
+        measured: For each adapter its losses, as `measured_losses` gives them.
+
+    Returns:
+        One row a set of rows, those first that most adapters were measured on; the lowest loss is the best.
+    """
+    sets = {key: one for found in measured for key, one in found.items()}
+    rows = []
+    for key in sorted(sets, key=lambda key: -sum(key in found for found in measured)):
+        mine = [found.get(key) for found in measured]
+        count = f", {sets[key].rows:,} rows" if sets[key].rows else ""
+        ranked = _ranked(f"{sets[key].dataset}{count}", [one.loss if one else None for one in mine], formats.loss)
+        rows.append(replace(ranked, values=tuple(map(with_interval, mine))))
+    return rows
 
 
 def _ranked(name: str, raw: Sequence[float | None], write: Callable[[Any], str]) -> Row:

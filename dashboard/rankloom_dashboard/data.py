@@ -21,6 +21,7 @@ from rankloom_registry import (
     BaseRecord,
     EvaluationRecord,
     EventRecord,
+    Lineage,
     PromotionRecord,
     Registry,
     SearchRecord,
@@ -34,20 +35,9 @@ from rankloom_registry.errors import ArtifactError
 from rankloom_registry.formats.safetensors import read_safetensors_header
 from rankloom_registry.store.snapshots import POINTER, Snapshots
 
-ADAPTERS_SHOWN = 1000
 _OFFERED = 50
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
-_Stamp = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Glance:
-    """What the registry holds, newest first."""
-
-    searches: list[SearchRecord]
-    adapters: list[Adapter]
-    bases: list[BaseRecord]
-    promotions: list[PromotionRecord]
+Stamp = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +51,7 @@ class SearchDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterDetails:
-    """One adapter with all that was recorded about it."""
+    """One adapter with all that was recorded about it; `prior` is trial 0 of its search."""
 
     adapter: Adapter
     base: BaseRecord | None
@@ -70,6 +60,7 @@ class AdapterDetails:
     evaluations: list[EvaluationRecord]
     promotions: list[PromotionRecord]
     events: list[EventRecord]
+    lineage: Lineage | None
 
 
 def registry_path() -> Path:
@@ -77,24 +68,19 @@ def registry_path() -> Path:
     return Path(os.environ.get(REGISTRY_VARIABLE) or "registry.duckdb").absolute()
 
 
-def glance() -> Glance:
-    """Reads what the registry holds."""
-    return _glance(*_key())
-
-
 def summary() -> Summary:
     """Reads how much the registry holds, and the latest of everything."""
-    return _summary(*_key())
+    return _summary(*key())
 
 
 def newest_available() -> list[Adapter]:
     """Reads the newest adapters whose files were kept."""
-    return _newest_available(*_key())
+    return _newest_available(*key())
 
 
 def searches() -> list[SearchRecord]:
     """Reads all searches, newest first."""
-    return _searches(*_key())
+    return _searches(*key())
 
 
 def stamp() -> object:
@@ -109,22 +95,22 @@ def status_now(search: SearchRecord) -> str:
 
 def trial_spans(search_id: str) -> list[TrialSpan]:
     """Reads which trial of a search held which slot of which lane, and when."""
-    return _trial_spans(*_key(), search_id)
+    return _trial_spans(*key(), search_id)
 
 
 def rank_bytes(base_content_root: str) -> dict[str, float]:
     """Reads how many bytes of weights one rank takes, by target modules, from adapters on a base that are kept here."""
-    return _rank_bytes(*_key(), base_content_root)
+    return _rank_bytes(*key(), base_content_root)
 
 
 def search_details(ref: str) -> SearchDetails:
     """Reads one search by id, id prefix or name."""
-    return _search_details(*_key(), ref)
+    return _search_details(*key(), ref)
 
 
 def adapter_details(ref: str) -> AdapterDetails:
     """Reads one adapter by id, id prefix, name or name@alias."""
-    return _adapter_details(*_key(), ref)
+    return _adapter_details(*key(), ref)
 
 
 def verify(adapter: Adapter) -> None:
@@ -133,7 +119,8 @@ def verify(adapter: Adapter) -> None:
         registry.verify(adapter)
 
 
-def _key() -> tuple[str, _Stamp]:
+def key() -> tuple[str, Stamp]:
+    """Returns what a read is remembered by: the registry, and when its files changed last."""
     path = registry_path()
     # While a search keeps the file its snapshots are read, and one can come later than the last change of the file.
     pointer = Snapshots(path).folder / POINTER
@@ -149,40 +136,29 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _glance(path: str, stamp: _Stamp) -> Glance:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        return Glance(
-            searches=registry.searches(),
-            adapters=registry.adapters(limit=ADAPTERS_SHOWN),
-            bases=registry.bases(),
-            promotions=registry.promotions(),
-        )
-
-
-@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _summary(path: str, stamp: _Stamp) -> Summary:
+def _summary(path: str, stamp: Stamp) -> Summary:
     return Registry.open(path, wait_s=WAIT_SECONDS).summary()
 
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _newest_available(path: str, stamp: _Stamp) -> list[Adapter]:
+def _newest_available(path: str, stamp: Stamp) -> list[Adapter]:
     return Registry.open(path, wait_s=WAIT_SECONDS).adapters("status = 'available'", limit=_OFFERED)
 
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _searches(path: str, stamp: _Stamp) -> list[SearchRecord]:
+def _searches(path: str, stamp: Stamp) -> list[SearchRecord]:
     with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         return registry.searches()
 
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _trial_spans(path: str, stamp: _Stamp, search_id: str) -> list[TrialSpan]:
+def _trial_spans(path: str, stamp: Stamp, search_id: str) -> list[TrialSpan]:
     with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         return registry.trial_spans(search_id)
 
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _rank_bytes(path: str, stamp: _Stamp, base_content_root: str) -> dict[str, float]:
+def _rank_bytes(path: str, stamp: Stamp, base_content_root: str) -> dict[str, float]:
     with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         if not isinstance(registry.artifacts.root, Path):
             return {}  # at a URL: a page must not wait for it
@@ -204,7 +180,7 @@ def _rank_bytes(path: str, stamp: _Stamp, base_content_root: str) -> dict[str, f
 
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
-def _search_details(path: str, stamp: _Stamp, ref: str) -> SearchDetails:
+def _search_details(path: str, stamp: Stamp, ref: str) -> SearchDetails:
     with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
         search = registry.search(ref)
         trials = registry.trials(search.search_id)
@@ -225,20 +201,21 @@ def _metrics_of(registry: Registry, search_id: str) -> dict[str, list[StepMetric
 
 
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)
-def _adapter_details(path: str, stamp: _Stamp, ref: str) -> AdapterDetails:
-    with Registry.open(path, wait_s=WAIT_SECONDS) as registry:
-        adapter = registry.adapter(ref)
-        trials = registry.trials(adapter.search_id) if adapter.search_id else []
+def _adapter_details(path: str, stamp: Stamp, ref: str) -> AdapterDetails:
+    with Registry.open(path, wait_s=WAIT_SECONDS).held() as reader:
+        adapter = reader.adapter(ref)
+        trials = reader.trials(adapter.search_id) if adapter.search_id else []
         try:
-            base = registry.base(adapter.base_content_root)
+            lineage = reader.lineage(adapter.adapter_id)
         except BaseNotFoundError:
-            base = None  # an imported adapter may name a base that this registry has not seen
+            lineage = None  # an imported adapter may name a base that this registry has not seen
         return AdapterDetails(
             adapter=adapter,
-            base=base,
+            base=lineage.base if lineage else None,
             prior=next((trial for trial in trials if trial.number == 0), None),
-            metrics=registry.step_metrics(adapter.trial_id) if adapter.trial_id else [],
-            evaluations=registry.evaluations(adapter.adapter_id),
-            promotions=registry.promotions(adapter.adapter_id),
-            events=registry.events(adapter.adapter_id),
+            metrics=reader.step_metrics(adapter.trial_id) if adapter.trial_id else [],
+            evaluations=reader.evaluations(adapter.adapter_id),
+            promotions=reader.promotions(adapter.adapter_id),
+            events=reader.events(adapter.adapter_id),
+            lineage=lineage,
         )

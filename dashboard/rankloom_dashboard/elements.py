@@ -21,7 +21,8 @@ from rankloom_registry import RegistryError, RegistryNotFoundError
 
 OVERVIEW, ADAPTER, COMPARE = "views/overview.py", "views/adapter.py", "views/compare.py"
 SEARCH, ADAPTERS, PROMOTE = "views/search.py", "views/adapters.py", "views/promote.py"
-MOST_COMPARED = 4
+EVALUATE, PLAYGROUND = "views/evaluate.py", "views/playground.py"
+MOST_COMPARED = 6
 
 
 @contextmanager

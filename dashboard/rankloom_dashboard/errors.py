@@ -23,5 +23,9 @@ class LoginError(DashboardError, RuntimeError):
     """People have to log in, and the configuration of that cannot be used: nobody is let in."""
 
 
+class BusyError(DashboardError, RuntimeError):
+    """What is asked for is done for somebody else at the moment."""
+
+
 class ReasonMissingError(DashboardError, ValueError):
     """A change that is recorded with its reason was asked for without one."""

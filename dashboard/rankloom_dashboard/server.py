@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import logging
 import re
 import sys
@@ -102,9 +103,22 @@ def settings(port: int) -> dict[str, Any]:
     }
 
 
+def preload() -> None:
+    """Imports what the first visitor would otherwise wait for: the larger libraries load parts when they are used."""
+    import pandas
+    import plotly.graph_objects as go
+    import plotly.io
+
+    for name in ("rankloom.control", "rankloom.outputs", "rankloom_registry"):
+        importlib.import_module(name)
+    plotly.io.to_json(go.Figure([go.Scatter(x=[0]), go.Heatmap(z=[[0]])]))
+    pandas.DataFrame({"a": [0]}).style.to_html()
+
+
 app = App(Path(__file__).with_name("app.py"), middleware=[Middleware(SafeHeaders)])
 
 if __name__ == "__main__":
     # Reading the secrets needs settings, too, and Streamlit would warn that the rest comes after them.
     logging.getLogger("streamlit.config").disabled = True
+    preload()
     app.run(config=settings(int(sys.argv.pop())))

@@ -109,7 +109,7 @@ def prepare_data(
             raise DataError(
                 f"no {name} row is left: max_length={max_length} cuts off every token with loss; raise max_length"
             )
-        part.remove_columns("cut").save_to_disk(str(folder / name))
+        part.remove_columns(["cut", "row"]).save_to_disk(str(folder / name))
     with (folder / "eval.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in held_out)
     summary = DataSummary(

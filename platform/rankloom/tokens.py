@@ -27,7 +27,8 @@ def tokenise(
         completion_only_loss: Whether labels of the prompt are -100; None means yes.
 
     Returns:
-        A dataset of `input_ids` (list of int), `labels` (list of int) and `cut` (bool); rows without loss are left out.
+        A dataset of `input_ids` (list of int), `labels` (list of int), `cut` (bool) and `row` (the place among those
+        given); rows without loss are left out.
 
     Raises:
         DataError: The rows are messages and the tokenizer has no chat template.
@@ -37,13 +38,14 @@ def tokenise(
         raise DataError("the dataset holds messages but the base's tokenizer has no chat template: use plain text rows")
     mask_prompt = completion_only_loss is not False
 
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
+    def encode(row: dict[str, Any], number: int) -> dict[str, Any]:
         prompt_ids, ids = encode_row(row, tokenizer)
         start = common_prefix(prompt_ids, ids) if mask_prompt else 0
         labels = [IGNORED] * start + ids[start:]
-        return {"input_ids": ids[:max_length], "labels": labels[:max_length], "cut": len(ids) > max_length}
+        cut = len(ids) > max_length
+        return {"input_ids": ids[:max_length], "labels": labels[:max_length], "cut": cut, "row": number}
 
-    tokens = rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
+    tokens = rows.map(encode, with_indices=True, remove_columns=rows.column_names, load_from_cache_file=False)
     # The first label is never predicted, so a loss needs one beyond it.
     return tokens.filter(lambda row: any(label != IGNORED for label in row["labels"][1:]), load_from_cache_file=False)
 
@@ -56,8 +58,15 @@ def encode_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tu
         return [], _ids(tokenizer, _with_eos(row["text"], tokenizer))
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str):
-        return _ids(tokenizer, prompt), _ids(tokenizer, _with_eos(prompt + completion, tokenizer))
-    return _template(tokenizer, prompt, add_generation_prompt=True), _template(tokenizer, [*prompt, *completion])
+        return encode_prompt(prompt, tokenizer), _ids(tokenizer, _with_eos(prompt + completion, tokenizer))
+    return encode_prompt(prompt, tokenizer), _template(tokenizer, [*prompt, *completion])
+
+
+def encode_prompt(prompt: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token ids of what a model is to go on from: text as it is, messages by the chat template."""
+    return (
+        _ids(tokenizer, prompt) if isinstance(prompt, str) else _template(tokenizer, prompt, add_generation_prompt=True)
+    )
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:

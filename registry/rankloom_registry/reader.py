@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import duckdb
 from rankloom_registry.artifacts import ArtifactStore
 from rankloom_registry.errors import AdapterNotFoundError, BaseNotFoundError, QueryError, SearchNotFoundError
 from rankloom_registry.lineage import Lineage
-from rankloom_registry.query.filters import check_limit, select_adapters
+from rankloom_registry.query.filters import check_limit, filter_adapters, select_adapters
 from rankloom_registry.query.spans import SPANS
 from rankloom_registry.records import (
     Adapter,
@@ -115,6 +115,7 @@ class Reader(ABC):
         limit: int | None = None,
         *,
         tag: str | None = None,
+        offset: int = 0,
     ) -> list[Adapter]:
         """The adapters that pass a filter, newest first unless ordered otherwise.
 
@@ -123,18 +124,21 @@ class Reader(ABC):
             order_by: Such as `eval_loss, created_at desc`; rows without a value come last.
             limit: The most adapters to return; None for all.
             tag: Only those that have this tag.
+            offset: How many of the first to leave out, for the pages after the first.
 
         Raises:
             QueryError: If the filter or ordering holds anything but columns, literals and comparisons.
         """
-        query, parameters = select_adapters(where, order_by, limit, tag, _ADAPTER_COLUMNS)
-        try:
+        query, parameters = select_adapters(where, order_by, limit, tag, _ADAPTER_COLUMNS, offset=offset)
+        with _failing(where):
             return self._read(Adapter, query, parameters)
-        except STATEMENT_ERRORS as error:
-            reason = first_line(error)
-            raise QueryError(
-                f"the filter {where!r} fails: {reason}; compare a column with values of its type"
-            ) from error
+
+    def count_adapters(self, where: str | None = None, *, tag: str | None = None) -> int:
+        """How many adapters pass a filter; it is given, and fails, as for `adapters`."""
+        query, parameters = filter_adapters(where, tag, _ADAPTER_COLUMNS)
+        with _failing(where), self._reading() as connection:
+            rows = connection.execute(f"SELECT count(*) {query}", parameters).fetchall()
+        return int(rows[0][0])
 
     def adapter(self, ref: str) -> Adapter:
         """The adapter that a reference means.
@@ -280,6 +284,15 @@ class Reader(ABC):
                 folder = root / row["artifact_path"] if root is not None and row["artifact_path"] else None
                 row["artifact_path"] = folder
         return [record(**row) for row in rows]
+
+
+@contextmanager
+def _failing(where: str | None) -> Iterator[None]:
+    try:
+        yield
+    except STATEMENT_ERRORS as error:
+        reason = first_line(error)
+        raise QueryError(f"the filter {where!r} fails: {reason}; compare a column with values of its type") from error
 
 
 def _columns(record: type[Any]) -> dict[str, bool]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -54,6 +56,14 @@ TRIALS: dict[int, tuple[str, int, float, int, int, float, str, float]] = {
     7: ("stopped", 15, 2.52, 16, 16, 4.4e-5, "attention-qv", 0.05),
 }
 KEPT = (0, 2, 5)
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ def build(folder: Path) -> Made:
                 name="lora-tiny",
                 base_content_root=base().content_root,
                 dataset={"name": "train.jsonl", "rows": 512},
-                config={"space": "lora"},
+                config={"model_name_or_path": "tiny/llama", "dataset": "train.jsonl", "space": "lora"},
                 metric="eval_loss",
                 mode="min",
                 num_samples=8,
@@ -271,7 +281,7 @@ def hostile(made_once: Made, tmp_path_factory: pytest.TempPathFactory) -> Hostil
 def run_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     """Runs a page of the dashboard on a registry, at an address."""
 
-    def run(registry: Path, page: str = "views/overview.py", **query: str) -> AppTest:
+    def run(registry: Path, page: str = "views/overview.py", /, **query: str) -> AppTest:
         st.cache_data.clear()
         app = AppTest.from_file(APP, default_timeout=30)
         if page != "views/overview.py":
@@ -287,20 +297,23 @@ def run_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Iterator[Callable[[Path], tuple[subprocess.Popen[str], int]]]:
+def serve() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
     """Launches the dashboard as the command line does, in a program of its own; returns it and its port."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(registry: Path) -> tuple[subprocess.Popen[str], int]:
+    def start(
+        registry: Path, *, allow_changes: bool = False, folder: Path | None = None
+    ) -> tuple[subprocess.Popen[str], int]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         program = (
             "import sys; from pathlib import Path; from rankloom_dashboard import launch; "
-            "sys.exit(launch(Path(sys.argv[1]), int(sys.argv[2]), headless=True))"
+            f"sys.exit(launch(Path(sys.argv[1]), int(sys.argv[2]), headless=True, allow_changes={allow_changes}))"
         )
         server = subprocess.Popen(
             [sys.executable, "-c", program, str(registry), str(port)],
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -314,6 +327,45 @@ def serve() -> Iterator[Callable[[Path], tuple[subprocess.Popen[str], int]]]:
     for server in started:
         server.terminate()
         server.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A real browser, where there is one."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
+    )
+    with playwright.sync_playwright() as driver:
+        found = shutil.which("chromium") or driver.chromium.executable_path
+        if not Path(found).exists():
+            pytest.skip("no Chromium here: no page is seen in a real browser, and no request is watched")
+        browser = driver.chromium.launch(executable_path=found, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=lambda shape: f"{shape[0]}-{shape[1]}")
+def page(request: pytest.FixtureRequest, chromium: Any) -> Iterator[Any]:
+    """A page that has asked nobody but this machine, and has nothing to complain of, when the test ends."""
+    scheme, width = request.param
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    asked: set[str] = set()
+    complaints: list[str] = []
+    page.on("request", lambda sent: asked.add(urlsplit(sent.url).hostname or ""))
+    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url).hostname or ""))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" and not probe(said) else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    yield page
+    context.close()
+    assert asked - {""} == {"127.0.0.1"}
+    assert complaints == []
+
+
+def probe(said: Any) -> bool:
+    """Streamlit's own search for its root: below a page it asks there first, and is told that it is not there."""
+    return bool(re.search(r"/[a-z]+/_stcore/(health|host-config)$", said.location.get("url", "")))
 
 
 def wait_until_healthy(port: int, seconds: float = 60) -> None:

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,55 +8,12 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
 )
 pytestmark = pytest.mark.browser
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        found = shutil.which("chromium") or driver.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("no Chromium here: no page is seen in a real browser, and no request is watched")
-        browser = driver.chromium.launch(executable_path=found, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
 def address(serve, made_once) -> str:
     _, port = serve(made_once.path)
     return f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=lambda shape: f"{shape[0]}-{shape[1]}")
-def page(request, chromium) -> Iterator[playwright.Page]:
-    """A page that has asked nobody but this machine, and has nothing to complain of, when the test ends."""
-    scheme, width = request.param
-    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = context.new_page()
-    asked: set[str] = set()
-    complaints: list[str] = []
-    page.on("request", lambda sent: asked.add(urlsplit(sent.url).hostname or ""))
-    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url).hostname or ""))
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" and not probe(said) else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-    yield page
-    context.close()
-    assert asked - {""} == {"127.0.0.1"}
-    assert complaints == []
-
-
-def probe(said: playwright.ConsoleMessage) -> bool:
-    """Streamlit's own search for its root: below a page it asks there first, and is told that it is not there."""
-    return bool(re.search(r"/(adapter|compare)/_stcore/(health|host-config)$", said.location.get("url", "")))
 
 
 def visit(page: playwright.Page, url: str, title: str) -> None:

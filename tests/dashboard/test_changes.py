@@ -46,7 +46,7 @@ def arguments(change: Callable[..., object], made: Any) -> dict[str, Any]:
     known = {"str": made.best, "int": 1, "float": 1.0, "bool": True, "tuple[str, ...]": (made.best,)}
     found = {}
     for name, parameter in inspect.signature(change).parameters.items():
-        if parameter.default is inspect.Parameter.empty:
+        if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             kind = str(parameter.annotation)
             assert kind in known, f"no sample of {kind} to try {change.__name__} with: add one here"
             found[name] = known[kind]

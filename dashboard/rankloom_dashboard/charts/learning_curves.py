@@ -135,7 +135,7 @@ def draw_learning_curves(curves: Sequence[Curve], *, y: str = "eval loss", log: 
 
 
 def draw_compared_curves(curves: Sequence[Curve], *, y: str = "eval loss") -> go.Figure:
-    """Draws up to four curves over each other, each with a legend entry, a colour and a dash of its own."""
+    """Draws up to six curves over each other, each with a legend entry, a colour and a dash of its own."""
     figure = go.Figure()
     for item, (color, dash) in zip(curves, SERIES, strict=False):
         figure.add_trace(_trace([item], name=plain(item.label), line={"color": color, "width": 2.5, "dash": dash}))

@@ -33,7 +33,14 @@ ROLE_NAMES: dict[Role, str] = {
 # From the best to the worst; no end of it is lost on a light ground or on a dark one.
 COST_SCALE = ((0.0, "#6D5DF6"), (0.25, "#0E9AA7"), (0.55, "#E0A526"), (1.0, "#D9480F"))
 # Told apart by dash as well as by colour.
-SERIES = (("#6366F1", "solid"), ("#F59E0B", "dash"), ("#10B981", "dot"), ("#EC4899", "dashdot"))
+SERIES = (
+    ("#6366F1", "solid"),
+    ("#F59E0B", "dash"),
+    ("#10B981", "dot"),
+    ("#EC4899", "dashdot"),
+    ("#0EA5E9", "longdash"),
+    ("#A16207", "longdashdot"),
+)
 
 
 def plain(text: str) -> str:

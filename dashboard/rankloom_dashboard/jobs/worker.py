@@ -1,4 +1,4 @@
-"""The program that works for the dashboard: hears one order, does it, and says how it goes, a JSON line at a time.
+"""The program that works for the dashboard: hears an order, does it, and says how it goes, a JSON line at a time.
 
 It ends as Ctrl-C would end it when its standard input ends: the dashboard has cancelled it, or is gone.
 """
@@ -7,20 +7,65 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from rankloom.errors import RankloomError
+from rankloom_dashboard.jobs.evaluating import evaluate
+from rankloom_dashboard.jobs.playing import play
 from rankloom_dashboard.jobs.promoting import promote
 from rankloom_dashboard.jobs.verifying import verify
 from rankloom_registry import RegistryError, acting_for
 
 INTERRUPTED = 130
-Tell = Callable[[dict[str, Any]], None]
-WORK: dict[str, Callable[[dict[str, Any], Tell], dict[str, Any]]] = {  # by kind: does an order, returns its result
+MOST_SECONDS_TO_STOP = 30.0  # for work that does not hear of it, such as a long call into a library
+
+
+class Talk:
+    """What a worker says to its dashboard, and hears from it."""
+
+    def __init__(self, out: int) -> None:
+        """Begin.
+
+        Args:
+            out: A descriptor that nothing else writes to.
+        """
+        self._out = os.fdopen(out, "w", encoding="utf-8", buffering=1)
+        self._lock = threading.Lock()
+        self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        """Say something: `progress` as [stage, done, total], or `told` with whatever the page of this kind shows."""
+        with self._lock:
+            self._out.write(json.dumps(message) + "\n")
+
+    def hear(self, timeout_s: float | None = None) -> dict[str, Any] | None:
+        """Return the next thing that the dashboard says, or None if it says nothing for so long."""
+        with suppress(queue.Empty):
+            return self._heard.get(timeout=timeout_s)
+        return None
+
+    def listen(self) -> None:
+        """Hear until the dashboard is gone, and end the program then."""
+        for line in _lines(0):
+            with suppress(ValueError):  # half a line of a dashboard that died
+                self._heard.put(json.loads(line))
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+        signal.pthread_kill(main_thread, signal.SIGINT)
+        threading.Event().wait(MOST_SECONDS_TO_STOP)
+        os._exit(INTERRUPTED)
+
+
+# By kind: does an order, and returns its result.
+WORK: dict[str, Callable[[dict[str, Any], Talk], dict[str, Any]]] = {
+    "evaluate": evaluate,
+    "playground": play,
     "promote": promote,
     "verify": verify,
 }
@@ -29,17 +74,12 @@ WORK: dict[str, Callable[[dict[str, Any], Tell], dict[str, Any]]] = {  # by kind
 def main() -> int:
     """Do the order on standard input."""
     # Whatever a library prints belongs to people; what is told goes out by a descriptor of its own.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    tell = Talk(os.dup(1))
     os.dup2(2, 1)
-    lock = threading.Lock()
-
-    def tell(message: dict[str, Any]) -> None:
-        with lock:
-            out.write(json.dumps(message) + "\n")
-
-    asked = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    threading.Thread(target=tell.listen, daemon=True).start()
     try:
+        asked = tell.hear()
+        assert asked is not None
         with acting_for(asked["who"]):
             tell({"result": WORK[asked["kind"]](asked["order"], tell)})
     except (RankloomError, RegistryError) as error:
@@ -50,9 +90,12 @@ def main() -> int:
     return 0
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGINT)
+def _lines(descriptor: int) -> Iterator[bytes]:
+    """Read lines past `sys.stdin`, whose lock a thread that waits would still hold when the program ends."""
+    rest = b""
+    while read := os.read(descriptor, 1 << 16):
+        *lines, rest = (rest + read).split(b"\n")
+        yield from lines
 
 
 if __name__ == "__main__":

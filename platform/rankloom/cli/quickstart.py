@@ -23,7 +23,8 @@ def quickstart(
     verbose: VerboseOption = False,
 ) -> None:
     """Search adapters of a real small model on real text, offline, on this machine."""
-    from rankloom.evaluate import evaluate_adapter
+    from rankloom.evaluation.base import BASE
+    from rankloom.evaluation.evaluate import evaluate
     from rankloom.quickstart import quickstart_search
 
     started = time.monotonic()
@@ -33,14 +34,20 @@ def quickstart(
     result = run_search(made, verbose=verbose, as_json=False, hint=False)
     assert result.best is not None and result.best.adapter_id is not None  # else _run has said so
     say("measuring the base beside the best adapter on the held-out rows")
-    measured = evaluate_adapter(open_registry(result.registry), result.best.adapter_id, base_too=True, samples=3)
+    adapter_id = result.best.adapter_id
+    report = evaluate(open_registry(result.registry), [adapter_id], samples=3)
     show_table(
         ("held-out loss, nats a token", ""),
-        [("base, 4-bit", measured.base_loss), ("best adapter", measured.eval_loss)],
+        [
+            ("base, 4-bit", report.metrics(BASE)["eval_loss"]),
+            ("best adapter", report.metrics(adapter_id)["eval_loss"]),
+        ],
     )
-    for sample in measured.samples:
+    for row in [row for row in report.rows if row.results[BASE].text is not None]:
+        said = {"base": row.results[BASE].text, "adapter": row.results[adapter_id].text}
+        samples = {"prompt": row.prompt, "expected": row.expected, **said}
         output().print()
-        show_pairs([(name, " ".join(text.split())) for name, text in sample.items()])
+        show_pairs([(name, " ".join((text or "").split())) for name, text in samples.items()])
     show_next(result)
     say(f"done in {time.monotonic() - started:.0f} s", style="dim")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rankloom.errors import PromotionError
-from rankloom.evaluate import held_out_rows, search_settings
+from rankloom.evaluation.base import search_settings
+from rankloom.evaluation.rows import held_out_rows
 from rankloom.exports.gguf import export_gguf
 from rankloom.exports.modelfile import write_modelfile
 from rankloom.exports.nf4 import export_nf4, refuse_quantized_base

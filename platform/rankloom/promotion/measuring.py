@@ -11,7 +11,8 @@ import torch
 
 from rankloom.config import SearchConfig
 from rankloom.docstrings import reference_texts
-from rankloom.evaluate import HeldOut, load_with_adapter
+from rankloom.evaluation.base import load_with_adapter
+from rankloom.evaluation.rows import HeldOut
 from rankloom.models import BaseModel, load_tokenizer
 from rankloom.promotion.drift import Drift, Reference, loss_interval
 from rankloom.tokens import tokenise

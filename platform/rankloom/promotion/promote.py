@@ -16,7 +16,7 @@ from typing import Any
 import rankloom.exports.hub as hub
 from rankloom.data import str_source
 from rankloom.errors import PromotionError
-from rankloom.evaluate import search_settings
+from rankloom.evaluation.base import search_settings
 from rankloom.exports.adapter import export_adapter
 from rankloom.exports.gguf import GGUF_LORA_TYPES, GGUF_TYPES, export_gguf_lora, require_converter
 from rankloom.exports.verdicts import verdicts

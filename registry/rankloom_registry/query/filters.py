@@ -31,7 +31,13 @@ _ALLOWED = "comparisons of columns with literals, joined by and, or, not, in, be
 
 
 def select_adapters(
-    where: str | None, order_by: str | None, limit: int | None, tag: str | None, columns: Collection[str]
+    where: str | None,
+    order_by: str | None,
+    limit: int | None,
+    tag: str | None,
+    columns: Collection[str],
+    *,
+    offset: int = 0,
 ) -> tuple[str, list[Any]]:
     """Build what follows `SELECT columns` to read adapters, newest first unless ordered otherwise.
 
@@ -41,6 +47,7 @@ def select_adapters(
         limit: The most rows, or None for all.
         tag: Only adapters that have this tag; None for all.
         columns: The names that may be used, in lower case.
+        offset: How many of the first rows to leave out.
 
     Returns:
         SQL with `?` for each literal, and the literals.
@@ -49,14 +56,22 @@ def select_adapters(
         QueryError: If one of them breaks its rule.
     """
     check_limit(limit)
-    condition, parameters = build_where(where, columns) if where is not None else ("TRUE", [])
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise QueryError(f"an offset is a whole number from 0, got {offset!r}")
+    query, parameters = filter_adapters(where, tag, columns)
     order = build_order(order_by, columns) + ", " if order_by is not None else ""
     order += "sequence DESC"
+    limited = ("" if limit is None else f" LIMIT {limit}") + (f" OFFSET {offset}" if offset else "")
+    return f"{query} ORDER BY {order}{limited}", parameters
+
+
+def filter_adapters(where: str | None, tag: str | None, columns: Collection[str]) -> tuple[str, list[Any]]:
+    """Build the part of `select_adapters` that says which adapters, in no order; arguments and errors are the same."""
+    condition, parameters = build_where(where, columns) if where is not None else ("TRUE", [])
     if tag is not None:
         condition += " AND list_contains(tags, ?)"
         parameters.append(tag)
-    limited = "" if limit is None else f" LIMIT {limit}"
-    return f"FROM adapters WHERE {condition} ORDER BY {order}{limited}", parameters
+    return f"FROM adapters WHERE {condition}", parameters
 
 
 def check_limit(limit: int | None) -> None:

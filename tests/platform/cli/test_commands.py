@@ -147,6 +147,28 @@ def test_doctor(rankloom: Rankloom, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.code == 1 and done.json[0]["fix"] == "pip install no-such-package"
 
 
+def test_evaluate_says_what_is_a_difference(rankloom: Rankloom, world: Any) -> None:
+    options = (
+        "--base-too",
+        "--metrics",
+        "loss,rouge_l",
+        "--limit",
+        6,
+        "--max-new-tokens",
+        8,
+        "--registry",
+        world.registry,
+    )
+    found = rankloom("evaluate", *world.adapters, *options, "--json").json
+    assert [subject["subject"] for subject in found["subjects"]] == ["base", *world.adapters]
+    assert len(found["comparisons"]) == 6 and found["dataset"]["rows"] == 6
+    shown = rankloom("evaluate", *world.adapters, *options)
+    assert shown.code == 0 and "6 rows of held-out split of negation" in shown.out
+    assert "better" in shown.out and "of 6 rows" in shown.out
+    wrong = rankloom("evaluate", world.adapters[0], "--metrics", "bleu", "--registry", world.registry)
+    assert wrong.code == 1 and "a metric is one of" in wrong.err
+
+
 def test_evaluate_and_promote(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
     flags = ("--json", "--registry", world.registry)
     measured = rankloom("evaluate", world.adapters[0], "--base-too", *flags)

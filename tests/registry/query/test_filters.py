@@ -192,3 +192,25 @@ def test_a_tag_narrows_before_the_limit(many: Registry) -> None:
     assert [found.adapter_id for found in many.adapters("search_id is null", limit=9, tag="kept")] == ["06-0"]
     assert len(many.adapters("r = 8 or r = 16", tag="kept")) == 2
     assert many.adapters(limit=5, tag="') or true --") == []
+
+
+def test_pages_follow_one_another_and_the_count_says_how_many_there_are(many: Registry) -> None:
+    everything = [adapter.adapter_id for adapter in many.adapters(order_by="r, adapter_id")]
+    pages = [many.adapters(order_by="r, adapter_id", limit=7, offset=start) for start in range(0, len(everything), 7)]
+    assert [adapter.adapter_id for page in pages for adapter in page] == everything
+    assert many.count_adapters() == len(everything)
+    assert many.adapters(offset=len(everything)) == []
+    for where, tag in (("r <= 16 and eval_loss is not null", None), (None, "kept"), ("r = 16", "kept")):
+        assert many.count_adapters(where, tag=tag) == len(many.adapters(where, tag=tag))
+
+
+@pytest.mark.parametrize("where", REFUSED)
+def test_what_cannot_be_listed_cannot_be_counted(untouched: Registry, where: str) -> None:
+    with pytest.raises(QueryError):
+        untouched.count_adapters(where)
+
+
+@pytest.mark.parametrize("offset", [-1, 1.5, "1", True])
+def test_an_offset_is_a_whole_number(untouched: Registry, offset: object) -> None:
+    with pytest.raises(QueryError, match="offset"):
+        untouched.adapters(offset=offset)  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""How much better one model is than another on each row of an evaluation, from its best row to its worst."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from rankloom_dashboard.charts.style import ROLE_COLORS, lay_out
+from rankloom_dashboard.evaluations import Advantage, Change
+
+MOST_BARS = 400
+_COLORS: dict[Change, str] = {
+    "better": ROLE_COLORS["running"],
+    "same": ROLE_COLORS["stopped"],
+    "worse": ROLE_COLORS["failed"],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantagesInfo:
+    """Bars of the chart.
+
+    Attributes:
+        bars: Rows from the one that is won most to the one that is lost most; a sample of them if there are many.
+        rows: How many rows there are in all.
+        unit: Of the values.
+    """
+
+    bars: tuple[Advantage, ...]
+    rows: int
+    unit: str
+
+
+def advantages_info(advantages: Sequence[Advantage], *, unit: str) -> AdvantagesInfo:
+    """Chooses the bars: all rows with a number, or as many at equal distances as the eye can tell apart."""
+    finite = [one for one in advantages if math.isfinite(one.by)]
+    if len(finite) > MOST_BARS:
+        last = len(finite) - 1
+        finite = [finite[round(place * last / (MOST_BARS - 1))] for place in range(MOST_BARS)]
+    return AdvantagesInfo(bars=tuple(finite), rows=len(advantages), unit=unit)
+
+
+def draw_advantages(info: AdvantagesInfo) -> go.Figure:
+    """Draws one bar a row."""
+    figure = go.Figure()
+    for change, color in _COLORS.items():
+        mine = [(place, one) for place, one in enumerate(info.bars) if one.change == change]
+        if mine:
+            figure.add_bar(
+                x=[place for place, _ in mine],
+                y=[one.by for _, one in mine],
+                name=change,
+                marker={"color": color, "line": {"width": 0}},
+                customdata=[one.row for _, one in mine],
+                hovertemplate="row %{customdata}: %{y:+.4f}<extra></extra>",
+            )
+    lay_out(figure, x="rows, best first", y=f"better by, {info.unit}", height=240)
+    figure.update_layout(bargap=0.1 if len(info.bars) < 100 else 0)
+    figure.update_xaxes(showticklabels=False)
+    return figure

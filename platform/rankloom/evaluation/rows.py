@@ -1,0 +1,117 @@
+"""The rows that are measured on, and which question and answer each holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rankloom.config import SearchConfig
+from rankloom.data import canonical_rows, load_rows, rows_hash, str_source
+from rankloom.errors import DataError
+from rankloom.evaluation.base import search_settings
+from rankloom.models import BaseModel
+from rankloom.tokens import tokenise
+from rankloom_registry import Adapter, Registry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Prompt = str | list[dict[str, Any]]  # text, or messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Rows to measure on.
+
+    Attributes:
+        tokens: Rows of `input_ids` and `labels`.
+        rows: The same rows as text.
+        source: What they came from.
+        sha256: Hash of the rows as text.
+    """
+
+    tokens: Any
+    rows: list[dict[str, Any]] = field(repr=False)
+    source: str
+    sha256: str
+
+    def first(self, limit: int | None) -> HeldOut:
+        """Return the first rows only, at most so many; the hash stays that of all."""
+        if limit is None or limit >= len(self.rows):
+            return self
+        return HeldOut(
+            tokens=self.tokens.select(range(limit)), rows=self.rows[:limit], source=self.source, sha256=self.sha256
+        )
+
+
+def held_out_rows(registry: Registry, adapter: Adapter, dataset: Any, base: BaseModel) -> HeldOut:
+    """Return rows to measure on: a dataset, or the held-out split of the adapter's own search.
+
+    Raises:
+        DataError: No dataset is given and the search's run folder is gone, or the dataset cannot be used.
+    """
+    config = search_settings(registry, adapter)
+    if dataset is None:
+        return _search_split(registry, adapter, config, base)
+    rows, _ = canonical_rows(load_rows(dataset), str_source(dataset))
+    tokens = _tokenised(rows, config, base)
+    if not len(tokens):
+        raise DataError(f"no row of {str_source(dataset)} has loss within max_length={config.training.max_length}")
+    return HeldOut(
+        tokens=tokens,
+        rows=[rows[number] for number in tokens["row"]],
+        source=str_source(dataset),
+        sha256=rows_hash(rows),
+    )
+
+
+def _tokenised(rows: Dataset, config: SearchConfig, base: BaseModel) -> Dataset:
+    from rankloom.models import load_tokenizer
+
+    return tokenise(
+        rows,
+        load_tokenizer(base.path),
+        max_length=config.training.max_length,
+        completion_only_loss=config.training.completion_only_loss,
+    )
+
+
+def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig, base: BaseModel) -> HeldOut:
+    import json
+
+    import datasets
+
+    # Beside the registry as it was opened: the recorded path may be relative to another folder, or have moved with it.
+    storage = config.storage if config.storage_path is not None else registry.path.with_suffix(".runs")
+    folder = storage / adapter.name / "data"
+    if adapter.search_id is None or not (folder / "eval").is_dir():
+        raise DataError(f"the held-out split of {adapter.name!r} is not in {folder}: give --dataset FILE")
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokens = datasets.load_from_disk(str(folder / "eval"))
+    every = datasets.Dataset.from_list(rows)
+    if len(tokens) < len(rows):  # those without loss were left out
+        rows = [rows[number] for number in _tokenised(every, config, base)["row"]]
+    return HeldOut(tokens=tokens, rows=rows, source=f"held-out split of {adapter.name}", sha256=rows_hash(every))
+
+
+def question_of(row: Mapping[str, Any]) -> tuple[Prompt, str] | None:
+    """Return what a model is asked in a row, and the answer that is expected; None where there is no answer.
+
+    Args:
+        row: A canonical row: `prompt` and `completion`, `messages`, whose last one is the answer, or `text`.
+    """
+    if "prompt" in row:
+        completion = row["completion"]
+        return row["prompt"], completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
+    messages = row.get("messages") or []
+    if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1].get("content"):
+        return None
+    return messages[:-1], str(messages[-1]["content"])
+
+
+def as_text(prompt: Prompt) -> str:
+    """Return a prompt as people read it: text as it is, messages with who speaks."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message['role']}: {message.get('content') or ''}" for message in prompt)

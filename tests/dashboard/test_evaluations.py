@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+import pytest
+
+from rankloom.evaluation.report import Report, Row, RowResult, Subject
+from rankloom.evaluation.significance import Comparison, compare
+from rankloom_dashboard import evaluations
+from rankloom_dashboard.charts.advantages import MOST_BARS, advantages_info, draw_advantages
+from rankloom_dashboard.evaluations import Advantage
+from rankloom_registry import EvaluationRecord
+
+LOSSES = {"base": [2.0, 1.0, 1.5, 1.0], "a1": [1.0, 1.05, 2.0, math.nan]}
+
+
+def report(losses: dict[str, list[float]] = LOSSES, name: str = "tuned") -> Report:
+    count = len(losses["base"])
+    rows = tuple(
+        Row(
+            prompt=f"p{place}",
+            expected="e",
+            results={
+                subject: RowResult(loss=values[place], tokens=1, text="t" if place else None)
+                for subject, values in losses.items()
+            },
+        )
+        for place in range(count)
+    )
+    found = compare("loss", ("base", losses["base"]), ("a1", losses["a1"]))
+    assert found is not None
+    figures = {"eval_loss": 1.25, "eval_loss_low": 1.0, "eval_loss_high": 1.5, "perplexity": 3.4, "tokens": 8}
+    return Report(
+        run="r1",
+        base_content_root="c0" * 32,
+        dataset={"source": "rows.jsonl", "rows": count},
+        max_new_tokens=8,
+        subjects=(
+            Subject(subject="base", name="base", metrics=figures),
+            Subject(subject="a1", name=name, metrics=figures | {"rouge_l": 0.5, "arc.acc": 0.25}),
+        ),
+        comparisons=(found,),
+        rows=rows,
+    )
+
+
+def only(found: Report) -> Comparison:
+    return found.comparisons[0]
+
+
+def test_rows_stand_from_the_one_that_is_won_most_to_the_one_without_a_number() -> None:
+    found = evaluations.advantages(report(), only(report()))
+    assert [(one.row, one.change) for one in found] == [(0, "better"), (1, "same"), (2, "worse"), (3, "worse")]
+    assert found[0].by == 1.0 and math.isnan(found[-1].by)
+    rows = evaluations.example_rows(report(), only(report()), found)
+    assert [row["winner"] for row in rows] == ["tuned", None, "base", "base"]
+    assert rows[0]["by"] == 1.0 and rows[-1]["by"] is None
+    assert rows[0]["Loss: tuned"] == 1.0 and "Text: tuned" not in rows[0] and rows[1]["Text: base"] == "t"
+
+
+def test_figures_have_a_row_a_model() -> None:
+    base, tuned = evaluations.figure_rows(report())
+    assert base == {
+        "model": "base",
+        "eval loss": 1.25,
+        "95% interval": "1.0000 to 1.5000",
+        "perplexity": 3.4,
+        "tokens": 8,
+    }
+    assert tuned["ROUGE-L"] == 0.5 and tuned["arc.acc"] == 0.25
+    (row,) = evaluations.comparison_rows(report())
+    assert (row["of"], row["beside"], row["verdict"], row["worse rows"]) == ("tuned", "base", ["worse"], 2)
+
+
+def test_two_models_of_one_name_are_told_apart() -> None:
+    assert evaluations.subject_names(report(name="base")) == {"base": "base base", "a1": "base a1"}
+    assert evaluations.subject_names(report()) == {"base": "base", "a1": "tuned"}
+
+
+def test_what_was_recorded_at_once_is_one_run() -> None:
+    def record(evaluation_id: str, **dataset: object) -> EvaluationRecord:
+        return EvaluationRecord(
+            evaluation_id=evaluation_id,
+            adapter_id="a",
+            base_content_root="c0",
+            dataset=dataset,
+            metrics={"eval_loss": 1.0},
+            created_at=datetime(2026, 3, 2, tzinfo=UTC),
+        )
+
+    found = evaluations.runs([record("ab12-1", source="x"), record("old"), record("ab12-0", source="x")])
+    assert [(run.run, len(run.records)) for run in found] == [("ab12", 2), ("old", 1)]
+    assert [one.evaluation_id for one in found[0].records] == ["ab12-0", "ab12-1"]
+    assert "x · 2 adapters · ab12" in found[0].label and "1 adapter" in found[1].label
+    assert evaluations.recorded_rows(found[1]) == [{"adapter": "a", "eval_loss": 1.0}]
+
+
+@pytest.mark.parametrize(("p", "said"), [(None, None), (0.00001, "< 0.0001"), (0.04321, "0.0432"), (1.0, "1.0000")])
+def test_a_probability_is_never_zero(p: float | None, said: str | None) -> None:
+    assert evaluations.probability(p) == said
+
+
+def test_intervals() -> None:
+    assert evaluations.interval(None, 1.0) is None
+    assert evaluations.interval(-0.5, 0.25, signed=True) == "-0.5000 to +0.2500"
+
+
+def test_a_chart_has_a_bar_a_row_and_never_too_many() -> None:
+    found = evaluations.advantages(report(), only(report()))
+    info = advantages_info(found, unit="nats a token")
+    assert [bar.row for bar in info.bars] == [0, 1, 2] and info.rows == 4
+    figure = draw_advantages(info)
+    assert [(trace.name, list(trace.y)) for trace in figure.data] == [
+        ("better", [1.0]),
+        ("same", pytest.approx([-0.05])),
+        ("worse", [-0.5]),
+    ]
+    many = [Advantage(row=place, by=-place, change="worse") for place in range(10_000)]
+    info = advantages_info(many, unit="")
+    assert len(info.bars) == MOST_BARS and (info.bars[0].row, info.bars[-1].row) == (0, 9_999)
+    assert not draw_advantages(advantages_info([], unit="")).data
