@@ -92,7 +92,10 @@ def stamp() -> object:
 
 def status_now(search: SearchRecord) -> str:
     """Returns the status of a search; that of one whose process died without a word is `interrupted`."""
-    return control.status_now(registry_path().resolve(), search)
+    if search.status != "running":
+        return search.status
+    with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
+        return control.status_now(registry, search)
 
 
 def trial_spans(search_id: str) -> list[TrialSpan]:
