@@ -346,6 +346,27 @@ def test_what_others_wrote_is_never_read_as_markdown(run_page, made, tab: str) -
     assert not any("<script" in spec for spec in charts(app))
 
 
+@pytest.mark.parametrize("tab", TABS)
+def test_text_of_a_megabyte_does_not_reach_the_browser(run_page, made, tab: str) -> None:
+    long = "x" * 1_000_000
+    events = [
+        event
+        for number in range(4)
+        for event in trial("long", number, loss=2.0 + number, a=f"{long}{number}", b=number)
+    ]
+    started = TrialStarted(trial_id="long-9", search_id="long", number=9, params={long: 1, "c": long}, lane=long)
+    add_search(made, "long", *events, started, metric=long)
+    with Registry.open(made.path) as registry:
+        registry.record(SearchEnded(search_id="long", status="failed", message=long))
+    app = run_page(made.path, SEARCH, search="long", tab=tab)
+    assert not app.exception
+    shown = [element for element in app if getattr(element, "proto", None) is not None]
+    assert {"text", "code", app.dataframe[0].type if tab == "Trials" else "plotly_chart"} <= {
+        item.type for item in shown
+    }
+    assert sum(item.proto.ByteSize() for item in shown) < 300_000
+
+
 def test_an_empty_registry_says_what_to_run(run_page, tmp_path) -> None:
     with Registry.open(tmp_path / "registry.duckdb", create=True):
         pass
