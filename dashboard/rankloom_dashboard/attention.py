@@ -93,13 +93,13 @@ def _bases(summary: Summary, found: upkeep.Inspection | None) -> list[Concern]:
             level="error",
             headline=f"{formats.counted(len(drifted), 'base has', 'bases have')} drifted from what was recorded",
             advice="Its adapters cannot be evaluated or promoted until its weights are again what they were.",
-            rows=[{"base": base.identity, "adapters": base.adapters} for base in drifted],
+            rows=[{"base": formats.cut(base.identity), "adapters": base.adapters} for base in drifted],
         ),
         Concern(
             level="warning",
             headline=f"{formats.counted(len(gone), 'base is', 'bases are')} no longer where it was read",
             advice="Evaluate and promote with --base, which names the place where it is now.",
-            rows=[{"base": base.identity, "adapters": base.adapters} for base in gone],
+            rows=[{"base": formats.cut(base.identity), "adapters": base.adapters} for base in gone],
         ),
     ]
 

@@ -87,7 +87,7 @@ def _gate(name: str, figures: Mapping[str, Any] | None, *, running: bool) -> Gat
         name=name,
         title=_TITLES[name],
         state="passed" if passed else "closed",
-        figures=_words(name, figures),
+        figures=formats.cut(_words(name, figures)),
         problem=str(figures.get("problem", "")),
     )
 
@@ -140,8 +140,8 @@ def comparison_rows(measured: Mapping[str, Mapping[str, Any]], made: str | None)
                 continue  # their number
             rows.append(
                 {
-                    "rows": f"{split} ({models.get('rows')})",
-                    "model": label(name) + (" ★" if name == made else ""),
+                    "rows": formats.cut(f"{split} ({models.get('rows')})", 200),
+                    "model": formats.cut(label(name), 200) + (" ★" if name == made else ""),
                     "loss": figures.get("loss"),
                     "loss interval": _interval(figures.get("interval")),
                     "difference": figures.get("delta"),

@@ -114,3 +114,13 @@ def test_the_name_that_people_come_by_is_that_to_which_the_login_leads_back(secr
     assert access.public_hosts() == []
     secrets(b'[auth]\nredirect_uri = "https://adapters.example.org/oauth2callback"\n')
     assert access.public_hosts() == ["adapters.example.org"]
+
+
+def test_the_secrets_in_the_documentation_are_what_is_read(secrets) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text(encoding="utf-8")
+    example = text.split("```toml\n")[1].split("```")[0]
+    secrets(example.encode())
+    roles = st.secrets.to_dict()["roles"]
+    assert access.public_hosts() == ["adapters.example.org"]
+    assert access.role_of({"email": "ada@example.org", "email_verified": True}, roles) == "promoter"
+    assert access.role_of({"email": "bob@example.org", "email_verified": True}, roles) == "viewer"

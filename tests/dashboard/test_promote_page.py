@@ -151,28 +151,30 @@ def test_a_discarded_adapter_cannot_be_promoted(run_page, made) -> None:
 
 
 def test_what_a_registry_says_of_a_promotion_is_text_whatever_it_is(run_page, made, hostile) -> None:
-    wild = {gate: {"passed": True, "verdict": hostile.text, "tolerance": "x"} for gate in GATES}
-    wild |= {"measured": {hostile.text: {hostile.text: {"loss": 1.0}}, "x": 3}, "made": hostile.text}
-    wild |= {"serving": {hostile.text: {"ok": True}}, "replay": [hostile.text]}
+    long = hostile.text * 10_000
+    wild: dict[str, Any] = {gate: {"passed": True, "verdict": long, "tolerance": "x"} for gate in GATES}
+    wild |= {"measured": {long: {long: {"loss": 1.0}}, "x": 3}, "made": long}
+    wild |= {"serving": {long: {"ok": True}}, "replay": [long]}
     with Registry.open(made.path) as registry:
         registry.record(
             Promoted(
                 promotion_id="p-wild",
                 adapter_id=made.best,
                 status="done",
-                recipe=hostile.text,
-                format=hostile.text,
-                output_path=hostile.text,
+                recipe=long,
+                format=long,
+                output_path=long,
                 output_sha256="",
                 checks=wild,
-                reason=hostile.text * 100_000,
-                alias=hostile.text,
+                reason=long,
+                alias=long,
             )
         )
     app = run_page(made.path, PROMOTE, adapter=made.best)
     assert not app.exception
     assert any("evil" in text.value for text in app.text) and any("evil" in code for code in codes(app))
-    assert max(map(len, codes(app))) < 3000
+    assert max(len(str(one.value)) for kind in ("code", "text") for one in getattr(app, kind)) < 6000
+    assert all(len(str(cell)) < 3000 for frame in app.dataframe for cell in frame.value.to_numpy().ravel())
     for kind in ("title", "subheader", "caption", "markdown", "info", "warning", "error", "success"):
         assert not any("evil" in str(element.value) for element in getattr(app, kind))
     assert not any("evil" in expander.label for expander in app.expander)

@@ -13,6 +13,7 @@ from rankloom_dashboard.charts.style import ROLE_COLORS
 from rankloom_dashboard.jobs.job import Job, board
 from rankloom_registry import Counts, SearchRecord, Summary
 
+_CELL = 200  # characters
 _BUSY_S, _IDLE_S = 2.0, 15.0  # between looks of the page, while something runs and while nothing does
 _STATES = {
     "running": ROLE_COLORS["running"],
@@ -150,7 +151,7 @@ def _searches(summary: Summary, lost: set[str]) -> None:
                 "trials": f"{search.finished_trials} of {search.num_samples}",
                 "value": search.best_value,
                 "best": best.name if best else None,
-                "base": formats.base(search.base_identity or ""),
+                "base": formats.cut(formats.base(search.base_identity or ""), _CELL),
                 "started": formats.ago(search.created_at),
             }
         )
@@ -190,8 +191,8 @@ def _promotions(summary: Summary) -> None:
             "id": promotion.adapter_id,
             "outcome": [f"{promotion.status}, forced" if promotion.forced else promotion.status],
             "adapter": promotion.adapter_id,
-            "format": promotion.format,
-            "alias": promotion.alias,
+            "format": formats.cut(promotion.format, _CELL),
+            "alias": formats.cut(promotion.alias, _CELL) if promotion.alias else None,
             "when": formats.ago(promotion.created_at),
             "reason": formats.cut(promotion.reason) or None,
         }

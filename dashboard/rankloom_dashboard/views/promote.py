@@ -256,9 +256,9 @@ def _past(details: data.AdapterDetails) -> None:
         with st.expander(label, key=f"promotion-{record.promotion_id}"):
             elements.fields(
                 {
-                    "format": record.format,
-                    "recipe": record.recipe,
-                    "alias": formats.value(record.alias),
+                    "format": formats.cut(record.format, 200),
+                    "recipe": formats.cut(record.recipe, 200),
+                    "alias": formats.cut(formats.value(record.alias), 200),
                     "by": formats.value(who.get(record.promotion_id)),
                 }
             )
@@ -266,7 +266,7 @@ def _past(details: data.AdapterDetails) -> None:
                 st.caption("Reason")
                 st.code(formats.cut(record.reason), language=None, wrap_lines=True)
             if record.status == "done":
-                show_made(record.format, record.output_path)
+                show_made(record.format, formats.cut(record.output_path, 4096))
             show_gates(recorded_gates(record.format, record.checks))
             measured = record.checks.get("measured")
             show_comparison(measured if isinstance(measured, dict) else {}, record.checks.get("made"))
@@ -281,7 +281,7 @@ def _undo(adapter: Adapter, last: PromotionRecord) -> None:
         st.caption(f"Undo the promotion of {formats.when(last.created_at)}. What it wrote stays where it is.")
         if last.alias:
             st.caption("This alias means again what it meant before:")
-            st.text(last.alias)
+            st.text(formats.cut(last.alias, 200))
         why = st.text_input("Reason", key="undo-why", placeholder="Why it is undone, for the record")
         sent = st.form_submit_button(
             "Undo the promotion", disabled=not may, help=None if may else elements.needs("promoter")
