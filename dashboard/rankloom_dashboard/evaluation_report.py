@@ -111,7 +111,7 @@ def _rows(report: Report) -> None:
 def _chosen(report: Report) -> Comparison | None:
     names = evaluations.subject_names(report)
     pairs = {f"{one.after}~{one.before}": one for one in report.comparisons if one.metric in evaluations.METRIC_NAMES}
-    with st.grid(min_column_width=220):
+    with st.grid(2, min_column_width=300):
         pair = elements.choose(
             "Compare",
             list(pairs),
@@ -137,7 +137,7 @@ def _regression_check(comparison: Comparison) -> None:
         case "all":
             st.error(f"Regression: worse on the whole, and {said}.", icon=":material/trending_down:")
         case "some":
-            st.warning(f"No regression on the whole, but {said}.", icon=":material/rule:")
+            st.warning(f"No regression is shown on the whole, but {said}.", icon=":material/rule:")
         case "none":
             st.success(f"No regression: {said}.", icon=":material/check:")
 

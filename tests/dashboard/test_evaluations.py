@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -120,3 +123,16 @@ def test_a_chart_has_a_bar_a_row_and_never_too_many() -> None:
     info = advantages_info(many, unit="")
     assert len(info.bars) == MOST_BARS and (info.bars[0].row, info.bars[-1].row) == (0, 9_999)
     assert not draw_advantages(advantages_info([], unit="")).data
+
+
+def test_the_server_loads_no_model_library_for_it() -> None:
+    """Nor does a worker before it has its order."""
+    program = (
+        "import sys, rankloom_dashboard.evaluation_report, rankloom_dashboard.choosing\n"
+        "import rankloom.evaluation.evaluate, rankloom.evaluation.tasks, rankloom_dashboard.jobs.worker\n"
+        "heavy = {'torch', 'transformers', 'peft', 'ray', 'datasets', 'lm_eval'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -70,6 +70,11 @@ def test_a_conversation_with_base_and_adapters(run_page: Callable[..., AppTest],
     until(lambda: playground.ready)
     assert len(playground.turns) == 2
     app.run()
+    app.multiselect[0].set_value([slow]).run()
+    press(app, "Swap adapters")
+    until(lambda: playground.ready)
+    app.run()
+    assert playground.adapters == (slow,) and playground.turns == [] and not app.chat_input[0].disabled
     # Nothing of it is in the address, nor on anybody else's page.
     assert "doctor" not in str(dict(app.query_params))
     other = run_page(

@@ -16,7 +16,7 @@ class Answer:
     Attributes:
         text: So far.
         tokens: How many.
-        seconds: Since all models began; they take turns on one device.
+        seconds: From when all models began to its last token; they take turns on one device.
         ended: 'end' if the model ended it, 'length' at the most tokens, 'stopped'; empty while it goes on.
     """
 
@@ -70,6 +70,11 @@ class Playground(Job):
     def answering(self) -> bool:
         """Whether a model still speaks."""
         return bool(self.turns) and self.state == "running" and not _over(self.turns[-1])
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is about to change without being asked for: a model speaks, or adapters are swapped."""
+        return self.answering or (self.state == "running" and self._loading)
 
     def ask(self, prompt: str, *, system: str, settings: Mapping[str, Any], chat: bool = True) -> None:
         """Ask every model at once; each goes on from its own earlier answers.

@@ -91,6 +91,7 @@ def _answer(shared: SharedBase, wanted: Mapping[str, Any], tell: Talk) -> bool:
         tell({"told": {"problem": str(error)}})
         return False
     answers = dict(waiting)
+    seconds = dict.fromkeys(answers, 0.0)
     started, last = time.monotonic(), 0.0
     end = stop = False
     try:
@@ -98,9 +99,10 @@ def _answer(shared: SharedBase, wanted: Mapping[str, Any], tell: Talk) -> bool:
             for subject, answer in waiting.items():
                 with shared.active(subject) as model:
                     answer.step(model)
+                seconds[subject] = time.monotonic() - started
             waiting = {subject: answer for subject, answer in waiting.items() if not answer.ended}
             if waiting and time.monotonic() - last > _EVERY_S:
-                _tell_answers(wanted["turn"], answers, started, tell)
+                _tell_answers(wanted["turn"], answers, seconds, tell)
                 last = time.monotonic()
             heard = tell.hear(0.0)
             end = heard is not None and "end" in heard
@@ -110,7 +112,7 @@ def _answer(shared: SharedBase, wanted: Mapping[str, Any], tell: Talk) -> bool:
         tell({"told": {"problem": "the device has no memory left for this conversation: begin a new one"}})
     for answer in waiting.values():
         answer.ended = "stopped"
-    _tell_answers(wanted["turn"], answers, started, tell)
+    _tell_answers(wanted["turn"], answers, seconds, tell)
     return end
 
 
@@ -147,10 +149,14 @@ def _encode(shared: SharedBase, messages: Sequence[Mapping[str, Any]], *, chat: 
         raise RankloomError(f"the model's chat template refuses this conversation: {error}") from error
 
 
-def _tell_answers(turn: int, answers: Mapping[str, Continuation], started: float, tell: Talk) -> None:
-    seconds = time.monotonic() - started
+def _tell_answers(turn: int, answers: Mapping[str, Continuation], seconds: Mapping[str, float], tell: Talk) -> None:
     told = {
-        subject: {"text": answer.text, "tokens": len(answer.tokens), "seconds": seconds, "ended": answer.ended}
+        subject: {
+            "text": answer.text,
+            "tokens": len(answer.tokens),
+            "seconds": seconds[subject],
+            "ended": answer.ended,
+        }
         for subject, answer in answers.items()
     }
     tell({"told": {"turn": turn, "answers": told}})

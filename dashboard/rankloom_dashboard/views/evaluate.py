@@ -186,8 +186,13 @@ def _progress(job: Job) -> None:
         st.text(stage)
         st.progress(done / total if total else 0.0, text=f"{done} of {total}" if total else "starting")
         mine = access.may("editor")
-        if st.button("Cancel", disabled=not mine, help=None if mine else "Needs the role editor."):
-            changes.cancel_job(job.job_id)
+        st.button(
+            "Cancel",
+            disabled=not mine,
+            help=None if mine else "Needs the role editor.",
+            on_click=changes.cancel_job,  # by a callback: this fragment refreshes itself, and would lose a click
+            args=(job.job_id,),
+        )
 
 
 def _results() -> None:

@@ -18,6 +18,7 @@ _EVERY_S = 0.3
 _MOST_ASKED = 20_000  # characters
 _MOST_SHOWN = 20_000
 _KEY = "playground"  # of the visitor's own program: no address leads to it, and no other visitor
+_BUSY = "playground-was-busy"
 _ENDINGS = {"length": "cut at the most new tokens", "stopped": "stopped"}
 
 
@@ -45,7 +46,7 @@ def render() -> None:
         st.fragment(_loading, run_every=_EVERY_S)(playground)
         return
     _hold(playground, adapters)
-    st.fragment(_conversation, run_every=_EVERY_S if playground.answering else None)(
+    st.fragment(_conversation, run_every=_EVERY_S if playground.busy else None)(
         playground, _names(adapters, playground.adapters)
     )
     prompt = st.chat_input("Say something to all of them", max_chars=_MOST_ASKED, disabled=not playground.ready)
@@ -90,8 +91,8 @@ def _loading(playground: Playground) -> None:
     stage, done, total = playground.progress or ("start", 0, 2)
     st.progress(done / total, text="Proving and loading the base")
     st.text(stage)
-    if st.button("Cancel"):
-        changes.cancel_job(playground.job_id)
+    # By a callback: a click that comes while a fragment refreshes itself would be lost otherwise.
+    st.button("Cancel", on_click=changes.cancel_job, args=(playground.job_id,))
 
 
 def _hold(playground: Playground, adapters: Sequence[Adapter]) -> None:
@@ -107,14 +108,16 @@ def _hold(playground: Playground, adapters: Sequence[Adapter]) -> None:
                 help="The base stays in memory; the conversation begins anew.",
             )
         st.button("New conversation", on_click=playground.clear, disabled=not playground.turns)
-        if st.button("Let go of the model", help="Frees the memory that it takes."):
-            changes.cancel_job(playground.job_id)
-            playground.wait(5.0)
-            st.rerun()
+        st.button("Let go of the model", help="Frees the memory that it takes.", on_click=_let_go, args=(playground,))
     if not playground.chat:
         st.info("This model has no chat template: it goes on from the plain text of the conversation.")
     if playground.problem:
         elements.problem("That was not done.", playground.problem)
+
+
+def _let_go(playground: Playground) -> None:
+    changes.cancel_job(playground.job_id)
+    del st.session_state[_KEY]  # it may take its time to end
 
 
 def _settings(playground: Playground) -> dict[str, Any]:
@@ -175,14 +178,16 @@ def _names(adapters: Sequence[Adapter], loaded: Sequence[str]) -> dict[str, str]
 def _conversation(playground: Playground, names: dict[str, str]) -> None:
     for turn in playground.turns:
         _turn(turn, names)
-    if not playground.turns:
+    if not playground.turns and not playground.busy:
         st.caption("Nothing has been said yet.")
     if playground.answering:
         st.button("Stop", icon=":material/stop:", on_click=playground.stop)
-    elif st.session_state.get("was_answering"):
-        st.session_state["was_answering"] = False
+    elif playground.busy:
+        st.caption("The adapters are being swapped.")
+    elif st.session_state.get(_BUSY):
+        st.session_state[_BUSY] = False
         st.rerun()  # the whole page, which then no longer refreshes itself
-    st.session_state["was_answering"] = playground.answering
+    st.session_state[_BUSY] = playground.busy
 
 
 def _turn(turn: Turn, names: dict[str, str]) -> None:
@@ -201,6 +206,8 @@ def _answer(name: str, answer: Answer) -> None:
     figures = [formats.counted(answer.tokens, "token", "tokens")]
     if answer.seconds and answer.tokens:
         figures.append(f"{answer.tokens / answer.seconds:.1f} a second")
+    if answer.ended == "end" and not answer.tokens:
+        figures = ["said nothing"]
     figures.append(_ENDINGS.get(answer.ended, "") if answer.ended else "writing…")
     st.caption(" · ".join(filter(None, figures)))
 

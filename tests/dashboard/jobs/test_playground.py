@@ -89,7 +89,7 @@ def test_adapters_are_swapped_on_the_base_that_is_there(trained: Any, start: Cal
     playground = start(good)
     first = ask(playground)
     playground.load([slow])
-    assert not playground.ready and playground.turns == []
+    assert playground.busy and not playground.ready and playground.turns == []
     until(lambda: playground.ready)
     assert playground.adapters == (slow,)
     swapped = ask(playground)
