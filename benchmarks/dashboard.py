@@ -159,10 +159,12 @@ def measure(registry: Registry, real: list[str], repeats: int, chosen: Sequence[
     with serving(registry.path) as (port, server):
         for page, query in pages.values():
             visit(port, page, **query)
+        before = sum(server.cpu_times()[:2])
         taken = [
             visit(port, "adapters", where=form.format(1 + number / 97)) for number in range(repeats) for form in FILTERS
         ]
-        found["filter"] = {"median": round(statistics.median(taken)), "max": round(max(taken))}
+        spent = 1000 * (sum(server.cpu_times()[:2]) - before) / len(taken)
+        found["filter"] = {"median": round(statistics.median(taken)), "max": round(max(taken)), "cpu": round(spent)}
         found["server_rss_mb"] = round(server.memory_info().rss / 1e6)
     return found
 
@@ -172,7 +174,7 @@ def show(found: dict[str, Any]) -> None:
     print(f"{'page':<12}{'first, ms':>12}{'its CPU, ms':>14}{'warm, ms':>12}")
     for name, figures in found["pages"].items():
         print(f"{name:<12}{figures['first']:>12}{figures['first_cpu']:>14}{figures['warm']:>12}")
-    print(f"a filter: {found['filter']['median']} ms, at most {found['filter']['max']} ms")
+    print("a filter: {median} ms, at most {max} ms, {cpu} ms of processor time".format(**found["filter"]))
     print(f"memory of the server: {found['server_rss_mb']} MB")
 
 

@@ -15,7 +15,7 @@ from rankloom_dashboard.jobs.job import Job, board
 from rankloom_registry import SearchRecord, Summary
 
 STAGES = {"starting": "starting", "verify files": "hashing the files of adapters"}  # what a job may say, for people
-_ICONS = {"error": ":material/error:", "warning": ":material/warning:", "info": ":material/info:"}
+_ICONS = {"error": ":material/error:", "warning": ":material/warning:"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Concern:
         rows: What it is about, for a table.
     """
 
-    level: Literal["error", "warning", "info"]
+    level: Literal["error", "warning"]
     headline: str
     advice: str
     rows: Sequence[Mapping[str, Any]]
@@ -49,17 +49,14 @@ def concerns(
         verified: What `jobs.verifying.verify` found last, if anything.
         lost: Searches that are recorded as running and whose process is gone.
     """
-    return [
-        concern
-        for concern in (
-            *_files(found, verified),
-            *_bases(summary, found),
-            *_searches(summary, lost),
-            *_refused(summary),
-            *_failed(summary),
-        )
-        if concern.rows
-    ]
+    every = (
+        *_files(found, verified),
+        *_bases(summary, found),
+        *_searches(summary, lost),
+        *_refused(summary),
+        *_failed(summary),
+    )
+    return sorted((concern for concern in every if concern.rows), key=lambda concern: concern.level != "error")
 
 
 def _files(found: upkeep.Inspection | None, verified: Mapping[str, Any] | None) -> list[Concern]:

@@ -100,6 +100,9 @@ def test_what_needs_attention_is_said_once_the_worst_first(made, hostile) -> Non
     assert len(every[1].rows[0]["what"]) < 2100
     moved = attention.concerns(summary, replace(found, missing=(), bases={root: "not there"}), None)
     assert [concern.level for concern in moved] == ["warning", "warning"]
+    gone = replace(found, missing=(), bases={root: "not there"})
+    ordered = attention.concerns(summary, gone, None, lost=summary.searches)
+    assert [concern.level for concern in ordered] == ["error", "warning", "warning"]
     # What others wrote is for the tables: a headline is read as Markdown.
     for concern in attention.concerns(Registry.open(hostile.path).summary(), None, None):
         assert "evil" not in concern.headline + concern.advice
