@@ -84,9 +84,14 @@ def metric_rows(adapters: Sequence[Adapter]) -> list[Row]:
     Returns:
         One row a metric.
     """
-    return [
+    losses = [
         _ranked("eval loss", [usable_loss(item.eval_loss) for item in adapters], formats.loss),
         _ranked("train loss", [usable_loss(item.train_loss) for item in adapters], formats.loss),
+    ]
+    if bases_differ(adapters):  # another base's loss is another thing: none is the best
+        losses = [replace(row, best=frozenset()) for row in losses]
+    return [
+        *losses,
         _ranked("peak memory", [item.peak_memory_bytes for item in adapters], formats.size),
         _ranked("time", [item.wall_s for item in adapters], formats.duration),
         _row("steps", [item.steps for item in adapters]),
@@ -110,7 +115,11 @@ def measured_rows(measured: Sequence[Mapping[str, Measured]]) -> list[Row]:
     for key in sorted(sets, key=lambda key: -sum(key in found for found in measured)):
         mine = [found.get(key) for found in measured]
         count = f", {sets[key].rows:,} rows" if sets[key].rows else ""
-        ranked = _ranked(f"{sets[key].dataset}{count}", [one.loss if one else None for one in mine], formats.loss)
+        ranked = _ranked(
+            f"{formats.shorten(sets[key].dataset, 40)}{count}",
+            [one.loss if one else None for one in mine],
+            formats.loss,
+        )
         rows.append(replace(ranked, values=tuple(map(with_interval, mine))))
     return rows
 

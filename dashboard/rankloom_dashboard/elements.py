@@ -91,7 +91,7 @@ def problem(explanation: str, detail: str = "") -> None:
     """Shows what went wrong: fixed words, and the detail as text."""
     st.error(explanation)
     if detail:
-        st.code(detail, language=None, wrap_lines=True)
+        st.code(formats.cut(detail, 10_000), language=None, wrap_lines=True)
 
 
 def needs(role: Role) -> str:

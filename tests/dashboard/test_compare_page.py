@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 
-from rankloom_registry import Evaluated, Registry, compare_weights
+from rankloom_registry import AdapterAdded, BaseFingerprint, BaseSeen, Evaluated, Registry, compare_weights
 
 COMPARE = "views/compare.py"
 
@@ -51,8 +53,6 @@ def test_it_takes_at_most_six_and_names_the_unknown(run_page, made) -> None:
 
 
 def added(adapter, number: int):
-    from rankloom_registry import AdapterAdded
-
     return AdapterAdded(
         adapter_id=f"more-{number}",
         name="property" if number == 0 else "same",
@@ -95,6 +95,48 @@ def test_adapters_without_files_are_left_out_of_the_weights(run_page, made_once,
     assert any("left out" in caption.value for caption in three.caption)
     two = run_page(made_once.path, COMPARE, ids=f"{made_once.best},{made_once.discarded}")
     assert not any("cosine" in table for table in tables(two))
+
+
+def test_a_megabyte_of_text_is_cut_wherever_it_stands(run_page, made) -> None:
+    text = "<script>alert(1)</script> ![x](http://evil.example/x.png)\x1b[31m" + "y" * 1_000_000
+    with Registry.open(made.path) as registry:
+        known = registry.bases()[0]
+        base = BaseFingerprint(**{field.name: getattr(known, field.name) for field in fields(BaseFingerprint)})
+        first = registry.adapter(made.best)
+        registry.record(
+            BaseSeen(base=replace(base, identity=text, content_root="d2" * 32)),
+            AdapterAdded(
+                adapter_id="long-1",
+                name="long",
+                base_content_root="d2" * 32,
+                params=first.params | {"target_modules": text, text: text},
+                metrics={"eval_loss": 2.0},
+                artifact_sha256=first.artifact_sha256,
+            ),
+            Evaluated(
+                evaluation_id="long-2",
+                adapter_id="long-1",
+                base_content_root="d2" * 32,
+                dataset={"source": text, "sha256": text},
+                metrics={"eval_loss": 2.0},
+            ),
+        )
+    for page, query in (
+        (COMPARE, {"ids": f"long-1,{made.best}"}),
+        ("views/adapters.py", {"ids": "long-1"}),
+        ("views/adapter.py", {"adapter": "long-1"}),
+        ("views/adapter.py", {"adapter": "long-1", "part": "Fingerprint"}),
+        ("views/adapter.py", {"adapter": "long-1", "part": "Records"}),
+    ):
+        app = run_page(made.path, page, **query)
+        assert not app.exception
+        shown = [str(element.value) for kind in ("text", "code") for element in getattr(app, kind)]
+        shown += [table.value.to_json() for table in app.dataframe]
+        shown += [option for box in (*app.multiselect, *app.selectbox) for option in box.options]
+        assert any("evil" in one for one in shown)
+        assert max(map(len, shown)) < 100_000
+        for kind in ("markdown", "caption", "title", "subheader", "info", "warning", "error", "metric"):
+            assert not any("evil" in str(element.value) for element in getattr(app, kind))
 
 
 def test_intervals_are_shown_where_they_were_recorded(run_page, made, pair: str) -> None:

@@ -47,7 +47,11 @@ def test_the_best_of_each_metric_is_marked_once_it_can_be_told(pair) -> None:
 
 def test_bases_are_told_apart_by_content_and_not_by_name(pair) -> None:
     assert not bases_differ([pair[0], replace(pair[1], base_identity="renamed")])
-    assert bases_differ([pair[0], replace(pair[1], base_content_root="d1" * 32)])
+    other = replace(pair[1], base_content_root="d1" * 32)
+    assert bases_differ([pair[0], other])
+    rows = {row.name: row for row in metric_rows([pair[0], other])}
+    assert rows["eval loss"].best == frozenset()
+    assert rows["peak memory"].best == {1}
 
 
 def test_labels_are_never_the_same(pair) -> None:

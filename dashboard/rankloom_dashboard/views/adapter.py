@@ -107,9 +107,12 @@ def _labels(adapter: Adapter) -> None:
         "files": adapter.status,
         "aliases": ", ".join(f"{adapter.name}@{alias}" for alias in adapter.aliases),
         "tags": ", ".join(adapter.tags),
-        "note": formats.cut(adapter.note, 10_000),
     }
     elements.fields({name: value for name, value in values.items() if value})
+    if adapter.note:
+        with st.container(gap=None):
+            st.caption("note")
+            st.text(formats.cut(adapter.note, 10_000))
 
 
 def _figures(details: data.AdapterDetails) -> None:

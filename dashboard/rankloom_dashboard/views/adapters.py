@@ -136,7 +136,7 @@ def _filter() -> tuple[str, str | None, str]:
                 label,
                 list(dict.fromkeys([*known, *chosen])),
                 key=f"among_{column}",
-                format_func=formats.base if column == "base_identity" else str,
+                format_func=_shown,
                 placeholder="any",
                 on_change=_write_filter,
             )
@@ -157,6 +157,10 @@ def _filter() -> tuple[str, str | None, str]:
                 on_change=_write_filter,
             )
     return where, tag, order or ORDER
+
+
+def _shown(value: str) -> str:
+    return formats.cut(formats.base(value), 100)
 
 
 def _write_filter() -> None:

@@ -70,7 +70,7 @@ def copies(adapter: Adapter) -> None:
         st.caption(imported or "A search file that trains this one point again: `rankloom search FILE.yaml`.")
     elif adapter.status == "available":
         st.caption("And to load the adapter, its files verified:")
-        st.code(load_snippet(adapter, data.registry_path()), language="python")
+        st.code(formats.cut(load_snippet(adapter, data.registry_path()), 20_000), language="python")
 
 
 def load_snippet(adapter: Adapter, registry: Path) -> str:
