@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 
 from rankloom.config import rungs
 from rankloom_dashboard import formats
-from rankloom_registry import Adapter, SearchRecord, StepMetrics, TrialRecord
+from rankloom_registry import SearchRecord, StepMetrics, TrialRecord
 
 STATES = {
     "completed": "completed",
@@ -213,24 +213,3 @@ def _fits_a_column(value: object) -> bool:
 
 def _cell(value: object) -> str:
     return formats.shorten(formats.value(value), _LONGEST)
-
-
-def adapter_rows(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
-    """Builds one row an adapter, in the order given."""
-    return [
-        {
-            "adapter": adapter.adapter_id,
-            "name": adapter.name,
-            "aliases": list(adapter.aliases),
-            "files": [adapter.status],
-            "eval_loss": usable_loss(adapter.eval_loss),
-            "r": adapter.r,
-            "lora_alpha": adapter.lora_alpha,
-            "learning_rate": adapter.learning_rate,
-            "target_modules": adapter.target_modules,
-            "search": adapter.search_name,
-            "base": formats.base(adapter.base_identity),
-            "created": formats.when(adapter.created_at),
-        }
-        for adapter in adapters
-    ]

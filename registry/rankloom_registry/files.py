@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def reports_folder(registry: Path) -> Path:
+    """Return where the rows of a registry's evaluations are kept: one file a run, by the id that its records share."""
+    return registry.with_name(registry.name.removesuffix(".duckdb") + ".evaluations")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -10,9 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from rankloom_registry.artifacts.local import LocalPlace
 from rankloom_registry.artifacts.place import ARTIFACTS, LOANS, TENSORS, Place, Stored
 from rankloom_registry.artifacts.sharing import Loan, lender_of, loan
 from rankloom_registry.artifacts.store import ArtifactStore
+from rankloom_registry.files import reports_folder
 from rankloom_registry.names import is_sha256
 from rankloom_registry.registry import Registry
 
@@ -26,7 +28,8 @@ class GarbageReport:
 
     Attributes:
         removed: Addresses of artifacts that nothing referred to.
-        leftovers: Folders of work that did not end, checkouts that nobody used lately, and signatures of no artifact.
+        leftovers: Folders of work that did not end, checkouts that nobody used lately, signatures of no artifact, and
+            rows of no evaluation.
         entries: Number of entries about shared tensors that led to nothing.
         bytes: Size of all of it, in bytes.
         kept: Number of artifacts that something refers to.
@@ -67,6 +70,8 @@ def gc(registry: Registry, *, grace: timedelta = GRACE, dry_run: bool = False) -
     # What there is comes before what is recorded: an adapter that is added meanwhile is then in the second only.
     artifacts = _by_address(store.place.listing(ARTIFACTS))
     signatures = registry.signatures.files()
+    folder = reports_folder(registry.path)
+    reports = {folder / name: stored for name, stored in LocalPlace(folder).listing("").items()}
     loans = {loan(key): (key, stored) for key, stored in store.place.listing(LOANS).items()}
     used = _in_use(registry)
     young = {address for address, stored in artifacts.items() if stored.modified > before}
@@ -79,6 +84,8 @@ def gc(registry: Registry, *, grace: timedelta = GRACE, dry_run: bool = False) -
     checkouts = _old(_by_address(store.cache.listing(ARTIFACTS)), before)
     known = artifacts.keys() | used
     strays = _old({path: stored for path, stored in signatures.items() if path.stem not in known}, before)
+    runs = _runs(registry)
+    strays |= _old({path: stored for path, stored in reports.items() if path.stem not in runs}, before)
     removed = artifacts.keys() - live
     if not dry_run:
         store.place.delete(entries)
@@ -113,6 +120,11 @@ def gc(registry: Registry, *, grace: timedelta = GRACE, dry_run: bool = False) -
 def _in_use(registry: Registry) -> set[str]:
     query = "SELECT DISTINCT artifact_sha256 FROM adapters WHERE status = 'available' OR len(aliases) > 0"
     return {row["artifact_sha256"] for row in registry.sql(query, timeout_s=600)}
+
+
+def _runs(registry: Registry) -> set[str]:
+    query = "SELECT DISTINCT split_part(evaluation_id, '-', 1) AS run FROM evaluations"
+    return {row["run"] for row in registry.sql(query, timeout_s=600)}
 
 
 def _by_address(files: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -8,7 +8,6 @@ import pytest
 from rankloom_dashboard.leaderboard import (
     EVAL_LOSS,
     Objective,
-    adapter_rows,
     best_trial,
     gain,
     leaderboard_rows,
@@ -114,11 +113,3 @@ def test_rows_hold_what_the_table_shows(trials, made_once) -> None:
     assert rows[-1]["state"] == ["failed"]
     assert rows[-1]["message"].startswith("RuntimeError")
     assert {row["trial"] for row in rows if row["state"] == ["stopped early"]} == {1, 3, 7}
-
-
-def test_adapter_rows_say_whose_files_are_kept(made_once) -> None:
-    with Registry.open(made_once.path) as registry:
-        rows = {row["adapter"]: row for row in adapter_rows(registry.adapters())}
-    assert rows[made_once.discarded]["files"] == ["discarded"]
-    assert rows[made_once.best]["files"] == ["available"]
-    assert rows[made_once.best]["aliases"] == ["champion"]

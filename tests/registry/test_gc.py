@@ -17,9 +17,11 @@ from rankloom_registry import (
     ArtifactStore,
     BaseFingerprint,
     BaseSeen,
+    Evaluated,
     Registry,
 )
 from rankloom_registry.artifacts.place import ARTIFACTS, LOANS, TENSORS
+from rankloom_registry.files import reports_folder
 from rankloom_registry.gc import gc
 from rankloom_registry.signing import Signer
 
@@ -197,3 +199,18 @@ def test_a_signature_stays_while_its_adapter_is_recorded(
     signature = registry.sign(registry.adapter("used"), Signer(keys[0]))
     Path(registry.artifacts.root).rename(registry.path.parent / "not-mounted")
     assert gc(registry, grace=AT_ONCE).leftovers == () and signature.exists()
+
+
+def test_the_rows_of_an_evaluation_stay_while_it_is_recorded(registry: Registry, base: BaseFingerprint) -> None:
+    registry.record(
+        BaseSeen(base=base),
+        Evaluated(evaluation_id="0a1b-0", adapter_id=None, base_content_root=base.content_root, dataset={}, metrics={}),
+    )
+    folder = reports_folder(registry.path)
+    folder.mkdir()
+    used, stray = folder / "0a1b.jsonl", folder / "ffff.jsonl"
+    for path in (used, stray):
+        path.write_text("{}")
+    assert gc(registry).leftovers == ()
+    assert gc(registry, grace=AT_ONCE).leftovers == (str(stray),)
+    assert list(folder.iterdir()) == [used]

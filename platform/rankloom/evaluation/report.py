@@ -12,7 +12,7 @@ from rankloom.errors import DataError
 from rankloom.evaluation.base import BASE
 from rankloom.evaluation.significance import Comparison
 from rankloom_registry import Evaluated
-from rankloom_registry.files import write_atomically
+from rankloom_registry.files import reports_folder, write_atomically
 
 FORMAT = 1
 MOST_TEXT = 20_000  # characters of a prompt, or of an expected answer, that are kept
@@ -138,7 +138,7 @@ def report_file(registry: Path, evaluation_id: str) -> Path:
     run = evaluation_id.partition("-")[0]
     if not run.isalnum():
         raise DataError(f"an evaluation's id begins with letters and digits, got {evaluation_id!r}")
-    return registry.with_suffix(".evaluations") / f"{run}.jsonl"
+    return reports_folder(registry) / f"{run}.jsonl"
 
 
 def save_report(report: Report, registry: Path) -> Path:

@@ -84,15 +84,19 @@ def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig, ba
 
     # Beside the registry as it was opened: the recorded path may be relative to another folder, or have moved with it.
     storage = config.storage if config.storage_path is not None else registry.path.with_suffix(".runs")
-    folder = storage / adapter.name / "data"
-    if adapter.search_id is None or not (folder / "eval").is_dir():
-        raise DataError(f"the held-out split of {adapter.name!r} is not in {folder}: give --dataset FILE")
+    if adapter.search_name is None:
+        raise DataError(
+            f"adapter {adapter.adapter_id} was made by no search, so it has no held-out split: give --dataset"
+        )
+    folder = storage / adapter.search_name / "data"  # the adapter's own name may have been changed since
+    if not (folder / "eval").is_dir():
+        raise DataError(f"the held-out split of {adapter.search_name!r} is not in {folder}: give --dataset FILE")
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
     tokens = datasets.load_from_disk(str(folder / "eval"))
     every = datasets.Dataset.from_list(rows)
     if len(tokens) < len(rows):  # those without loss were left out
         rows = [rows[number] for number in _tokenised(every, config, base)["row"]]
-    return HeldOut(tokens=tokens, rows=rows, source=f"held-out split of {adapter.name}", sha256=rows_hash(every))
+    return HeldOut(tokens=tokens, rows=rows, source=f"held-out split of {adapter.search_name}", sha256=rows_hash(every))
 
 
 def question_of(row: Mapping[str, Any]) -> tuple[Prompt, str] | None:

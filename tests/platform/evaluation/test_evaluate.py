@@ -19,6 +19,7 @@ from rankloom.evaluation.rows import held_out_rows
 from rankloom.evaluation.scores import exact_match, rouge_l
 from rankloom_registry import (
     AdapterAdded,
+    AdapterAnnotated,
     AdapterNotFoundError,
     ArtifactError,
     BaseFingerprint,
@@ -218,8 +219,9 @@ def test_rows_without_loss_do_not_shift_the_others(world: Any, registry: Registr
 def test_the_split_is_found_beside_the_registry(
     world: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The search recorded a relative path, and the folder has moved since."""
+    """The search recorded a relative path, the folder has moved since, and the adapter has another name."""
     monkeypatch.chdir(tmp_path)
+    registry.record(AdapterAnnotated(adapter_id=world.adapters[0], name="renamed"))
     adapter = registry.adapter(world.adapters[0])
     base = base_of(registry, adapter)
     assert len(held_out_rows(registry, adapter, None, base).tokens) == 12
