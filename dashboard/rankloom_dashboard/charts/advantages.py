@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from rankloom_dashboard.charts.style import ROLE_COLORS, lay_out
-from rankloom_dashboard.evaluations import Advantage, Change
+from rankloom_dashboard.evaluations.tables import Advantage, Change
 
 MOST_BARS = 400
 _COLORS: dict[Change, str] = {

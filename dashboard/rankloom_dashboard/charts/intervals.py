@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from rankloom_dashboard.adapters.intervals import Measured
 from rankloom_dashboard.charts.style import SERIES, lay_out, plain
-from rankloom_dashboard.intervals import Measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from rankloom_dashboard import adapter_actions, adapter_forms, adapter_reads, data, elements, formats
-from rankloom_dashboard.adapter_list import described
+from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard.adapters import actions, forms, reads
+from rankloom_dashboard.adapters.listing import described
 from rankloom_dashboard.charts.learning_curves import curve, draw_compared_curves
 from rankloom_dashboard.charts.style import show
 from rankloom_dashboard.leaderboard import gain, usable_loss
@@ -18,8 +19,8 @@ from rankloom_registry import Adapter, AdapterNotFoundError
 def render() -> None:
     """Shows the page."""
     st.title("Adapter")
-    adapter_forms.tell()
-    newest = adapter_reads.page()
+    forms.tell()
+    newest = reads.page()
     if not newest:
         elements.nothing_yet("The registry holds no adapters yet. A search makes them:", "rankloom quickstart")
         return
@@ -62,10 +63,10 @@ def _show(details: data.AdapterDetails) -> None:
     adapter = details.adapter
     _labels(adapter)
     with st.container(horizontal=True, vertical_alignment="center"):
-        adapter_actions.links([adapter], on=elements.ADAPTER)
-        adapter_actions.describe(adapter)
-        adapter_actions.alias(adapter)
-        adapter_actions.discard([adapter])
+        actions.links([adapter], on=elements.ADAPTER)
+        actions.describe(adapter)
+        actions.alias(adapter)
+        actions.discard([adapter])
     _figures(details)
     parts = dict(zip(_PARTS, st.tabs(list(_PARTS), key="part", bind="query-params"), strict=True))
     for name, part in parts.items():

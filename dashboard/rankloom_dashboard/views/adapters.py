@@ -8,16 +8,8 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import (
-    adapter_actions,
-    adapter_forms,
-    adapter_list,
-    adapter_reads,
-    data,
-    elements,
-    filters,
-    formats,
-)
+from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard.adapters import actions, filters, forms, listing, reads
 from rankloom_dashboard.charts.style import ROLE_COLORS
 from rankloom_registry import Adapter, QueryError
 
@@ -78,12 +70,12 @@ _COLUMNS = {
 def render() -> None:
     """Shows the page."""
     st.title("Adapters")
-    adapter_forms.tell()
+    forms.tell()
     where, tag, order = _filter()
     try:
-        passing, total = adapter_reads.counts(where, tag=tag)
+        passing, total = reads.counts(where, tag=tag)
         number = _turn(passing, total, filtered=bool(where or tag))
-        adapters = adapter_reads.page(where, tag=tag, order_by=order, limit=PAGE_ROWS, offset=PAGE_ROWS * (number - 1))
+        adapters = reads.page(where, tag=tag, order_by=order, limit=PAGE_ROWS, offset=PAGE_ROWS * (number - 1))
     except QueryError as error:
         elements.problem("The registry cannot take this filter or this order.", str(error))
         return
@@ -105,7 +97,7 @@ def render() -> None:
 
 def _filter() -> tuple[str, str | None, str]:
     """Shows the widgets of the filter, which write its text, and the text, which sets the widgets."""
-    facets = adapter_reads.facets()
+    facets = reads.facets()
     with st.expander("Filter", expanded=True):
         widgets = st.container()
         left, right = st.columns([3, 1], gap="small")
@@ -203,7 +195,7 @@ def _turn(passing: int, total: int, *, filtered: bool) -> int:
 
 
 def _selected() -> list[Adapter]:
-    found, unknown = adapter_reads.named(elements.wanted_ids()[:MOST_SELECTED])
+    found, unknown = reads.named(elements.wanted_ids()[:MOST_SELECTED])
     if unknown:
         elements.problem("The address names adapters that are not in this registry.", "\n".join(unknown))
     return found
@@ -214,7 +206,7 @@ def _table(adapters: Sequence[Adapter], selected: Sequence[Adapter]) -> list[Ada
     # Streamlit remembers ticked rows by position: other rows, or a selection made elsewhere, are another table.
     version = st.session_state.setdefault("adapters_version", 0)
     state = st.dataframe(
-        pd.DataFrame(adapter_list.rows(adapters), columns=list(_COLUMNS)),
+        pd.DataFrame(listing.rows(adapters), columns=list(_COLUMNS)),
         column_config=_COLUMNS,
         hide_index=True,
         placeholder=formats.MISSING,
@@ -226,7 +218,7 @@ def _table(adapters: Sequence[Adapter], selected: Sequence[Adapter]) -> list[Ada
         alt="Adapters that pass the filter, in its order",
     )
     ticked = [ids[row] for row in state["selection"]["rows"] if row < len(ids)]
-    picked = adapter_list.selection(wanted, ids, ticked)
+    picked = listing.selection(wanted, ids, ticked)
     if picked != elements.wanted_ids():
         elements.remember_ids(picked)
     known = {one.adapter_id: one for one in (*selected, *adapters)}
@@ -236,9 +228,9 @@ def _table(adapters: Sequence[Adapter], selected: Sequence[Adapter]) -> list[Ada
 def _act_on(selected: Sequence[Adapter], *, elsewhere: int) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.text(f"{len(selected)} selected" + (f", {elsewhere} of them not on this page" if elsewhere else ""))
-        adapter_actions.links(selected)
-        adapter_actions.tag(selected)
-        adapter_actions.discard(selected)
+        actions.links(selected)
+        actions.tag(selected)
+        actions.discard(selected)
         st.button("Clear selection", type="tertiary", disabled=not selected, on_click=_clear)
 
 

@@ -9,14 +9,22 @@ from typing import get_args
 import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import adapter_actions, adapter_reads, data, elements, formats, weights
-from rankloom_dashboard.adapter_list import described
+from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard.adapters import actions, reads, weights
+from rankloom_dashboard.adapters.comparison import (
+    Row,
+    bases_differ,
+    configuration_rows,
+    labels,
+    measured_rows,
+    metric_rows,
+)
+from rankloom_dashboard.adapters.intervals import measured_losses
+from rankloom_dashboard.adapters.listing import described
 from rankloom_dashboard.charts.intervals import draw_intervals, intervals_info
 from rankloom_dashboard.charts.learning_curves import curve, draw_compared_curves
 from rankloom_dashboard.charts.similarity import Measure, draw_similarity, similarity_info
 from rankloom_dashboard.charts.style import show
-from rankloom_dashboard.comparison import Row, bases_differ, configuration_rows, labels, measured_rows, metric_rows
-from rankloom_dashboard.intervals import measured_losses
 from rankloom_registry import Adapter, ArtifactError, Similarity
 
 # Translucent, so that it marks a cell on a light ground and on a dark one.
@@ -33,7 +41,7 @@ _EXPLAINED: dict[Measure, str] = {
 def render() -> None:
     """Shows the page."""
     st.title("Compare adapters")
-    newest = adapter_reads.page()
+    newest = reads.page()
     if len(newest) < 2:
         elements.nothing_yet("A comparison needs two adapters. A search makes them:", "rankloom quickstart")
         return
@@ -45,7 +53,7 @@ def render() -> None:
 
 
 def _choose(offered: dict[str, Adapter]) -> list[Adapter]:
-    found, unknown = adapter_reads.named(elements.wanted_ids()[: 2 * elements.MOST_COMPARED])
+    found, unknown = reads.named(elements.wanted_ids()[: 2 * elements.MOST_COMPARED])
     if unknown:
         elements.problem("The address names adapters that are not in this registry.", "\n".join(unknown))
     chosen = found[: elements.MOST_COMPARED]
@@ -71,7 +79,7 @@ def _compare(details: Sequence[data.AdapterDetails]) -> None:
     adapters = [item.adapter for item in details]
     names = labels(adapters)
     with st.container(horizontal=True):
-        adapter_actions.links(adapters, on=elements.COMPARE)
+        actions.links(adapters, on=elements.COMPARE)
     if bases_differ(adapters):
         st.warning(
             "These adapters belong to different base weights. Their losses are not measured on one scale, "

@@ -10,9 +10,11 @@ import streamlit as st
 
 from rankloom.evaluation.evaluate import METRICS
 from rankloom.evaluation.tasks import tasks_installed
-from rankloom_dashboard import access, changes, choosing, data, elements, evaluation_reads, evaluations
+from rankloom_dashboard import access, changes, data, elements
+from rankloom_dashboard.adapters import choosing
 from rankloom_dashboard.errors import BusyError, ForbiddenError
-from rankloom_dashboard.evaluation_report import show_run
+from rankloom_dashboard.evaluations import reads, tables
+from rankloom_dashboard.evaluations.report import show_run
 from rankloom_dashboard.jobs.job import Job, board
 from rankloom_registry import Adapter
 
@@ -23,7 +25,7 @@ _EVERY_S = 1.0
 def render() -> None:
     """Shows the page."""
     st.title("Evaluate")
-    if not evaluation_reads.available_adapters():
+    if not reads.available_adapters():
         elements.nothing_yet(
             "No adapter with files is in the registry yet. A search makes them:", "rankloom quickstart"
         )
@@ -72,7 +74,7 @@ def _form(*, busy: bool) -> None:
             METRICS,
             default=["loss"],
             selection_mode="multi",
-            format_func=lambda name: evaluations.METRIC_NAMES[name],
+            format_func=lambda name: tables.METRIC_NAMES[name],
             key="metrics",
             bind="query-params",
             help="Exact match and ROUGE-L compare what is generated greedily with the expected answer.",
@@ -196,7 +198,7 @@ def _progress(job: Job) -> None:
 
 
 def _results() -> None:
-    found = evaluations.runs(evaluation_reads.evaluations())
+    found = tables.runs(reads.evaluations())
     st.subheader("Results")
     if not found:
         elements.nothing_yet(

@@ -8,8 +8,10 @@ from typing import Any
 import streamlit as st
 
 from rankloom.evaluation.base import BASE
-from rankloom_dashboard import access, changes, choosing, elements, evaluation_reads, formats
+from rankloom_dashboard import access, changes, elements, formats
+from rankloom_dashboard.adapters import choosing
 from rankloom_dashboard.errors import BusyError, ForbiddenError
+from rankloom_dashboard.evaluations import reads
 from rankloom_dashboard.jobs.playground import Answer, Playground, Turn
 from rankloom_registry import Adapter
 
@@ -25,7 +27,7 @@ _ENDINGS = {"length": "cut at the most new tokens", "stopped": "stopped"}
 def render() -> None:
     """Shows the page."""
     st.title("Playground")
-    if not evaluation_reads.available_adapters():
+    if not reads.available_adapters():
         elements.nothing_yet("The registry holds no adapter with files. A search makes them:", "rankloom quickstart")
         return
     adapters = choosing.choose_adapters(

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from rankloom_dashboard.adapters.intervals import Measured
 from rankloom_dashboard.charts.intervals import draw_intervals, intervals_info
 from rankloom_dashboard.charts.style import SERIES
-from rankloom_dashboard.intervals import Measured
 
 
 def measured(loss: float, low: float | None, high: float | None) -> Measured:

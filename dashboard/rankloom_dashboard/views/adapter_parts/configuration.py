@@ -10,7 +10,8 @@ import streamlit as st
 
 from rankloom.errors import RankloomError
 from rankloom.models import split_identity
-from rankloom_dashboard import adapter_reads, data, elements, formats
+from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard.adapters import reads
 from rankloom_registry import Adapter, ArtifactError
 from rankloom_spaces import SpaceError
 
@@ -60,7 +61,7 @@ def copies(adapter: Adapter) -> None:
         label_visibility="collapsed",
     )
     try:
-        text = adapter_reads.configuration(adapter, "yaml" if form == _YAML else "python")
+        text = reads.configuration(adapter, "yaml" if form == _YAML else "python")
     except (RankloomError, SpaceError, ArtifactError) as error:
         elements.problem("The configuration cannot be written in this form.", str(error))
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import data, elements, formats, weights
+from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard.adapters import weights
 from rankloom_dashboard.charts.module_heatmap import NAMES, draw_module_heatmap, module_heatmap_info
 from rankloom_dashboard.charts.style import show
 from rankloom_registry import Adapter, AdapterWeights, ArtifactError

@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from rankloom_dashboard import data, elements, formats
-from rankloom_dashboard.intervals import promoted_change, written
+from rankloom_dashboard.adapters.intervals import promoted_change, written
 from rankloom_registry import EventRecord, PromotionRecord
 
 _CELL = 500  # characters of one value

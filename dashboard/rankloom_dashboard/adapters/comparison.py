@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankloom_dashboard import formats
-from rankloom_dashboard.intervals import Measured, with_interval
+from rankloom_dashboard.adapters.intervals import Measured, with_interval
 from rankloom_dashboard.leaderboard import usable_loss
 from rankloom_registry import Adapter
 

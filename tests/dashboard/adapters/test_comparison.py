@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rankloom_dashboard.comparison import bases_differ, configuration_rows, labels, metric_rows
+from rankloom_dashboard.adapters.comparison import bases_differ, configuration_rows, labels, metric_rows
 from rankloom_registry import Adapter, Registry
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from rankloom_dashboard import access, adapter_forms, elements
+from rankloom_dashboard import access, elements
 from rankloom_dashboard.access import Role
+from rankloom_dashboard.adapters import forms
 from rankloom_registry import Adapter
 
 MOST_PLAYED = 3
@@ -50,26 +51,26 @@ def links(adapters: Sequence[Adapter], *, on: str = elements.ADAPTERS) -> None:
 def tag(adapters: Sequence[Adapter]) -> None:
     """Offers to add and to drop tags of the chosen adapters."""
     if _asked("Tag", "editor", adapters, enabled=bool(adapters)):
-        adapter_forms.tag(adapters)
+        forms.tag(adapters)
 
 
 def describe(adapter: Adapter) -> None:
     """Offers to change an adapter's name, note and tags."""
     if _asked("Edit", "editor", [adapter]):
-        adapter_forms.describe(adapter)
+        forms.describe(adapter)
 
 
 def alias(adapter: Adapter) -> None:
     """Offers to let an alias mean an adapter, or nothing any more."""
     if _asked("Alias", "promoter", [adapter], enabled=adapter.status == "available"):
-        adapter_forms.alias(adapter)
+        forms.alias(adapter)
 
 
 def discard(adapters: Sequence[Adapter]) -> None:
     """Offers to mark the chosen adapters as discarded, for a reason."""
     there = bool(adapters) and all(adapter.status == "available" for adapter in adapters)
     if _asked("Discard", "editor", adapters, enabled=there):
-        adapter_forms.discard(adapters)
+        forms.discard(adapters)
 
 
 def _asked(label: str, role: Role, adapters: Sequence[Adapter], *, enabled: bool = True) -> bool:
@@ -82,7 +83,7 @@ def _asked(label: str, role: Role, adapters: Sequence[Adapter], *, enabled: bool
         key=f"open_{label.lower()}",
         disabled=not (allowed and enabled),
         help=reason if allowed else elements.needs(role),
-        on_click=adapter_forms.open_form,
+        on_click=forms.open_form,
         args=(form,),
     )
-    return allowed and enabled and adapter_forms.is_open(form)
+    return allowed and enabled and forms.is_open(form)

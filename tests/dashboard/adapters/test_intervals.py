@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rankloom_dashboard.intervals import measured_losses, promoted_change, with_interval, written
+from rankloom_dashboard.adapters.intervals import measured_losses, promoted_change, with_interval, written
 from rankloom_registry import EvaluationRecord, PromotionRecord
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rankloom_dashboard import filters
-from rankloom_dashboard.filters import Filter
+from rankloom_dashboard.adapters import filters
+from rankloom_dashboard.adapters.filters import Filter
 from rankloom_registry import QueryError, Registry
 
 

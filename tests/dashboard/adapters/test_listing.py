@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rankloom_dashboard.adapter_list import rows, selection, title
+from rankloom_dashboard.adapters.listing import rows, selection, title
 from rankloom_registry import Registry
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 import streamlit as st
 
 from rankloom.export_config import as_python, as_yaml
+from rankloom_dashboard.adapters.filters import AMONG
 from rankloom_dashboard.data import WAIT_SECONDS, Stamp, key
-from rankloom_dashboard.filters import AMONG
 from rankloom_registry import Adapter, AdapterNotFoundError, Registry
 
 NEWEST = 200  # adapters that a page offers to choose from; any other can be typed

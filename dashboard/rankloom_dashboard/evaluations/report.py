@@ -10,10 +10,11 @@ import streamlit as st
 from rankloom.errors import DataError
 from rankloom.evaluation.report import Report
 from rankloom.evaluation.significance import Comparison
-from rankloom_dashboard import elements, evaluation_reads, evaluations, formats
+from rankloom_dashboard import elements, formats
 from rankloom_dashboard.charts.advantages import advantages_info, draw_advantages
 from rankloom_dashboard.charts.style import ROLE_COLORS, show
-from rankloom_dashboard.evaluations import Advantage, Run
+from rankloom_dashboard.evaluations import reads, tables
+from rankloom_dashboard.evaluations.tables import Advantage, Run
 
 _number = st.column_config.NumberColumn
 _VERDICTS = {"better": ROLE_COLORS["running"], "undecided": ROLE_COLORS["stopped"], "worse": ROLE_COLORS["failed"]}
@@ -24,17 +25,17 @@ _MOST_SHOWN = 20_000  # characters of a text
 def show_run(run: Run) -> None:
     """Shows an evaluation: its report, or what the registry has where none was kept."""
     try:
-        report = evaluation_reads.report(run.run)
+        report = reads.report(run.run)
     except DataError as error:
         st.info("Of this evaluation only the figures were kept.")
         st.text(str(error))
-        st.dataframe(pd.DataFrame(evaluations.recorded_rows(run)), hide_index=True, alt="Recorded figures")
+        st.dataframe(pd.DataFrame(tables.recorded_rows(run)), hide_index=True, alt="Recorded figures")
         return
     _about(report)
     _figures(report)
     if report.comparisons:
         _differences(report)
-    if report.rows and evaluations.row_metrics(report):
+    if report.rows and tables.row_metrics(report):
         _rows(report)
 
 
@@ -52,7 +53,7 @@ def _about(report: Report) -> None:
 
 
 def _figures(report: Report) -> None:
-    rows = evaluations.figure_rows(report)
+    rows = tables.figure_rows(report)
     names = {name for row in rows for name in row} - {"model", "95% interval", "tokens"}
     st.dataframe(
         pd.DataFrame(rows),
@@ -70,7 +71,7 @@ def _figures(report: Report) -> None:
 def _differences(report: Report) -> None:
     st.subheader("Differences")
     st.dataframe(
-        pd.DataFrame(evaluations.comparison_rows(report)),
+        pd.DataFrame(tables.comparison_rows(report)),
         column_config={
             "difference": _number(format=_SIGNED),
             "verdict": st.column_config.MultiselectColumn(options=list(_VERDICTS), color=list(_VERDICTS.values())),
@@ -93,8 +94,8 @@ def _rows(report: Report) -> None:
         st.info("These two were not compared by this metric.")
         return
     _regression_check(comparison)
-    found = evaluations.advantages(report, comparison)
-    unit = evaluations.UNITS[comparison.metric]
+    found = tables.advantages(report, comparison)
+    unit = tables.UNITS[comparison.metric]
     show(
         draw_advantages(advantages_info(found, unit=unit)),
         key="advantages",
@@ -109,8 +110,8 @@ def _rows(report: Report) -> None:
 
 
 def _chosen(report: Report) -> Comparison | None:
-    names = evaluations.subject_names(report)
-    pairs = {f"{one.after}~{one.before}": one for one in report.comparisons if one.metric in evaluations.METRIC_NAMES}
+    names = tables.subject_names(report)
+    pairs = {f"{one.after}~{one.before}": one for one in report.comparisons if one.metric in tables.METRIC_NAMES}
     with st.grid(2, min_column_width=300):
         pair = elements.choose(
             "Compare",
@@ -118,19 +119,13 @@ def _chosen(report: Report) -> Comparison | None:
             key="pair",
             show=lambda key: f"{names[pairs[key].after]} beside {names[pairs[key].before]}",
         )
-        metric = elements.choose(
-            "by", evaluations.row_metrics(report), key="by", show=evaluations.METRIC_NAMES.__getitem__
-        )
-    return evaluations.find_comparison(report, metric, pairs[pair].before, pairs[pair].after)
+        metric = elements.choose("by", tables.row_metrics(report), key="by", show=tables.METRIC_NAMES.__getitem__)
+    return tables.find_comparison(report, metric, pairs[pair].before, pairs[pair].after)
 
 
 def _regression_check(comparison: Comparison) -> None:
     worse, rows = len(comparison.regressions), comparison.rows
-    by = (
-        ""
-        if not comparison.margin
-        else f", each by more than {comparison.margin:g} {evaluations.UNITS[comparison.metric]}"
-    )
+    by = "" if not comparison.margin else f", each by more than {comparison.margin:g} {tables.UNITS[comparison.metric]}"
     said = f"worse on {worse} of {rows} rows ({comparison.regressed:.1%}), better on {comparison.wins}{by}"
     kind: Literal["all", "some", "none"] = "all" if comparison.verdict == "worse" else "some" if worse else "none"
     match kind:
@@ -152,8 +147,8 @@ def _examples(report: Report, comparison: Comparison, found: list[Advantage]) ->
     if not wanted:
         st.info("No row got worse.")
         return None
-    shown = wanted[: evaluations.ROWS_SHOWN]
-    rows = evaluations.example_rows(report, comparison, shown)
+    shown = wanted[: tables.ROWS_SHOWN]
+    rows = tables.example_rows(report, comparison, shown)
     state = st.dataframe(
         pd.DataFrame(rows),
         column_config={
@@ -179,12 +174,12 @@ def _examples(report: Report, comparison: Comparison, found: list[Advantage]) ->
 
 
 def _metric_columns(comparison: Comparison) -> str:
-    return f"{evaluations.METRIC_NAMES[comparison.metric]}: "
+    return f"{tables.METRIC_NAMES[comparison.metric]}: "
 
 
 def _example(report: Report, place: int) -> None:
     row = report.rows[place]
-    names = evaluations.subject_names(report)
+    names = tables.subject_names(report)
     st.subheader(f"Row {place}")
     _text("prompt", row.prompt)
     if row.expected:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from rankloom_dashboard import adapter_reads, changes, elements
-from rankloom_dashboard.adapter_list import described
+from rankloom_dashboard import changes, elements
+from rankloom_dashboard.adapters import reads
+from rankloom_dashboard.adapters.listing import described
 from rankloom_dashboard.errors import ForbiddenError
 from rankloom_registry import Adapter, RegistryError
 
@@ -40,7 +41,7 @@ def tag(adapters: Sequence[Adapter]) -> None:
     """Adds and drops tags of adapters."""
     _named(adapters)
     with st.form("tag", border=False):
-        known = adapter_reads.facets().tags
+        known = reads.facets().tags
         add = st.multiselect("Add tags", known, key="tags_added", accept_new_options=True)
         theirs = sorted({one for adapter in adapters for one in adapter.tags})
         drop = st.multiselect("Remove tags", theirs, key="tags_removed")
@@ -60,7 +61,7 @@ def describe(adapter: Adapter) -> None:
     shown = adapter.note[:LONGEST_NOTE]
     with st.form("edit", border=False):
         name = st.text_input("Name", adapter.name, key="edit_name", help="Its aliases stay under the old name.")
-        known = sorted({*adapter_reads.facets().tags, *adapter.tags})
+        known = sorted({*reads.facets().tags, *adapter.tags})
         tags = st.multiselect("Tags", known, list(adapter.tags), key="edit_tags", accept_new_options=True)
         note = st.text_area("Note", shown, key="edit_note", max_chars=LONGEST_NOTE)
         asked = st.form_submit_button("Save", key="edit_now", type="primary")

@@ -10,9 +10,9 @@ import pytest
 
 from rankloom.evaluation.report import Report, Row, RowResult, Subject
 from rankloom.evaluation.significance import Comparison, compare
-from rankloom_dashboard import evaluations
 from rankloom_dashboard.charts.advantages import MOST_BARS, advantages_info, draw_advantages
-from rankloom_dashboard.evaluations import Advantage
+from rankloom_dashboard.evaluations import tables
+from rankloom_dashboard.evaluations.tables import Advantage
 from rankloom_registry import EvaluationRecord
 
 LOSSES = {"base": [2.0, 1.0, 1.5, 1.0], "a1": [1.0, 1.05, 2.0, math.nan]}
@@ -53,17 +53,17 @@ def only(found: Report) -> Comparison:
 
 
 def test_rows_stand_from_the_one_that_is_won_most_to_the_one_without_a_number() -> None:
-    found = evaluations.advantages(report(), only(report()))
+    found = tables.advantages(report(), only(report()))
     assert [(one.row, one.change) for one in found] == [(0, "better"), (1, "same"), (2, "worse"), (3, "worse")]
     assert found[0].by == 1.0 and math.isnan(found[-1].by)
-    rows = evaluations.example_rows(report(), only(report()), found)
+    rows = tables.example_rows(report(), only(report()), found)
     assert [row["winner"] for row in rows] == ["tuned", None, "base", "base"]
     assert rows[0]["by"] == 1.0 and rows[-1]["by"] is None
     assert rows[0]["Loss: tuned"] == 1.0 and "Text: tuned" not in rows[0] and rows[1]["Text: base"] == "t"
 
 
 def test_figures_have_a_row_a_model() -> None:
-    base, tuned = evaluations.figure_rows(report())
+    base, tuned = tables.figure_rows(report())
     assert base == {
         "model": "base",
         "eval loss": 1.25,
@@ -72,13 +72,13 @@ def test_figures_have_a_row_a_model() -> None:
         "tokens": 8,
     }
     assert tuned["ROUGE-L"] == 0.5 and tuned["arc.acc"] == 0.25
-    (row,) = evaluations.comparison_rows(report())
+    (row,) = tables.comparison_rows(report())
     assert (row["of"], row["beside"], row["verdict"], row["worse rows"]) == ("tuned", "base", ["worse"], 2)
 
 
 def test_two_models_of_one_name_are_told_apart() -> None:
-    assert evaluations.subject_names(report(name="base")) == {"base": "base base", "a1": "base a1"}
-    assert evaluations.subject_names(report()) == {"base": "base", "a1": "tuned"}
+    assert tables.subject_names(report(name="base")) == {"base": "base base", "a1": "base a1"}
+    assert tables.subject_names(report()) == {"base": "base", "a1": "tuned"}
 
 
 def test_what_was_recorded_at_once_is_one_run() -> None:
@@ -92,25 +92,25 @@ def test_what_was_recorded_at_once_is_one_run() -> None:
             created_at=datetime(2026, 3, 2, tzinfo=UTC),
         )
 
-    found = evaluations.runs([record("ab12-1", source="x"), record("old"), record("ab12-0", source="x")])
+    found = tables.runs([record("ab12-1", source="x"), record("old"), record("ab12-0", source="x")])
     assert [(run.run, len(run.records)) for run in found] == [("ab12", 2), ("old", 1)]
     assert [one.evaluation_id for one in found[0].records] == ["ab12-0", "ab12-1"]
     assert "x · 2 adapters · ab12" in found[0].label and "1 adapter" in found[1].label
-    assert evaluations.recorded_rows(found[1]) == [{"adapter": "a", "eval_loss": 1.0}]
+    assert tables.recorded_rows(found[1]) == [{"adapter": "a", "eval_loss": 1.0}]
 
 
 @pytest.mark.parametrize(("p", "said"), [(None, None), (0.00001, "< 0.0001"), (0.04321, "0.0432"), (1.0, "1.0000")])
 def test_a_probability_is_never_zero(p: float | None, said: str | None) -> None:
-    assert evaluations.probability(p) == said
+    assert tables.probability(p) == said
 
 
 def test_intervals() -> None:
-    assert evaluations.interval(None, 1.0) is None
-    assert evaluations.interval(-0.5, 0.25, signed=True) == "-0.5000 to +0.2500"
+    assert tables.interval(None, 1.0) is None
+    assert tables.interval(-0.5, 0.25, signed=True) == "-0.5000 to +0.2500"
 
 
 def test_a_chart_has_a_bar_a_row_and_never_too_many() -> None:
-    found = evaluations.advantages(report(), only(report()))
+    found = tables.advantages(report(), only(report()))
     info = advantages_info(found, unit="nats a token")
     assert [bar.row for bar in info.bars] == [0, 1, 2] and info.rows == 4
     figure = draw_advantages(info)
@@ -128,7 +128,7 @@ def test_a_chart_has_a_bar_a_row_and_never_too_many() -> None:
 def test_the_server_loads_no_model_library_for_it() -> None:
     """Nor does a worker before it has its order."""
     program = (
-        "import sys, rankloom_dashboard.evaluation_report, rankloom_dashboard.choosing\n"
+        "import sys, rankloom_dashboard.evaluations.report, rankloom_dashboard.adapters.choosing\n"
         "import rankloom.evaluation.evaluate, rankloom.evaluation.tasks, rankloom_dashboard.jobs.worker\n"
         "heavy = {'torch', 'transformers', 'peft', 'ray', 'datasets', 'lm_eval'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"

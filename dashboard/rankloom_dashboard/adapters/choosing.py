@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from rankloom_dashboard import data, elements, evaluation_reads, formats
+from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard.evaluations import reads
 from rankloom_registry import Adapter, AdapterNotFoundError
 
 
@@ -18,7 +19,7 @@ def choose_adapters(most: int, *, explanation: str) -> list[Adapter]:
     Returns:
         The chosen ones, in the order chosen.
     """
-    known = {adapter.adapter_id: adapter for adapter in evaluation_reads.available_adapters()}
+    known = {adapter.adapter_id: adapter for adapter in reads.available_adapters()}
     found = []
     for wanted in elements.wanted_ids():
         try:

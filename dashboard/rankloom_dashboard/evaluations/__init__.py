@@ -1,0 +1,1 @@
+"""What the pages of evaluations show: how they are read, and their figures."""
