@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rankloom.errors import ConfigError, DataError
 from rankloom.evaluation.base import BASE, SharedBase
+from rankloom.evaluation.bootstrap import mean_interval
 from rankloom.evaluation.report import MOST_TEXT, Report, Row, RowResult, Subject, report_file, save_report
 from rankloom.evaluation.rows import HeldOut, as_text, held_out_rows, question_of
 from rankloom.evaluation.scores import exact_match, rouge_l
@@ -162,7 +163,6 @@ def _measure(
 ) -> tuple[list[RowResult], dict[str, float | int | None]]:
     """One model on all rows: each by itself, and in all."""
     from rankloom.evaluation.generation import generate_greedily
-    from rankloom.promotion.drift import loss_interval
     from rankloom.training.evaluation import evaluate_loss
 
     batch_size = shared.config.training.per_device_eval_batch_size
@@ -208,7 +208,7 @@ def _measure(
         )
     figures: dict[str, float | int | None] = {}
     if measured is not None:
-        low, high = loss_interval(measured) or (None, None)
+        low, high = mean_interval(measured.row_nll, measured.row_tokens) or (None, None)
         figures |= {
             "eval_loss": measured.loss,
             "eval_loss_low": low,

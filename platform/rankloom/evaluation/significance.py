@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rankloom.evaluation.bootstrap import paired_interval
+
 # From which difference on a row counts as worse: nats a token, or a share.
 MARGINS = {"loss": 0.1, "exact_match": 0.0, "rouge_l": 0.1}
 LOWER_IS_BETTER = ("loss",)
@@ -116,11 +118,7 @@ def compare(
 
 
 def _interval(old: _Values, new: _Values, weight: _Values) -> tuple[float | None, float | None]:
-    from rankloom.promotion.drift import paired_interval  # needs torch, and whoever reads a comparison does not
-    from rankloom.training.evaluation import Evaluation
-
-    before, after = (Evaluation(row_nll=tuple(values * weight), row_tokens=tuple(weight)) for values in (old, new))
-    return paired_interval(before, after) or (None, None)
+    return paired_interval(old * weight, new * weight, weight) or (None, None)
 
 
 def _verdict(low: float | None, high: float | None, lower_is_better: bool) -> Verdict:

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankloom.evaluation.bootstrap import mean_interval, paired_interval
 from rankloom.tokens import IGNORED
 from rankloom.training.evaluation import Evaluation, evaluate_loss
 
 OnBatch = Callable[[int, int], None]
 MOST_BYTES = 1 << 30  # of predictions that are kept to compare with
-_RESAMPLES = 10_000
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +112,11 @@ class Reference:
 
         evaluation = self._evaluate(model, dtype, on_batch, add)
         positions = len(self._kept)
-        low, high = paired_interval(self.evaluation, evaluation) or (None, None)
+        tokens = evaluation.row_tokens
+        low, high = paired_interval(self.evaluation.row_nll, evaluation.row_nll, tokens) or (None, None)
         return Drift(
             loss=evaluation.loss,
-            interval=loss_interval(evaluation),
+            interval=mean_interval(evaluation.row_nll, tokens),
             delta=evaluation.loss - self.evaluation.loss,
             low=low,
             high=high,
@@ -140,43 +140,6 @@ class Reference:
             on_batch=on_batch,
             on_logits=on_logits,
         )
-
-
-def loss_interval(evaluation: Evaluation) -> tuple[float, float] | None:
-    """Estimate between what a loss lies, as `paired_interval` does for a difference."""
-    nothing = Evaluation(row_nll=(0.0,) * len(evaluation.row_nll), row_tokens=evaluation.row_tokens)
-    return paired_interval(nothing, evaluation)
-
-
-def paired_interval(
-    before: Evaluation, after: Evaluation, *, resamples: int = _RESAMPLES, seed: int = 0
-) -> tuple[float, float] | None:
-    """Estimate between what a difference in loss lies, had other rows been held out.
-
-    Rows are drawn again with replacement, both models' together; percentiles of the difference (Efron, 1979).
-
-    Args:
-        before: One model's NLL of each row.
-        after: Another model's, of the same rows.
-        resamples: How often rows are drawn.
-        seed: Of the draws.
-
-    Returns:
-        Ends of the 95% interval of `after.loss - before.loss`, nats a token; None for a single row.
-    """
-    tokens = np.asarray(before.row_tokens, dtype=np.float64)
-    difference = np.asarray(after.row_nll) - np.asarray(before.row_nll)
-    count = len(tokens)
-    if count < 2:
-        return None
-    draws = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for index in range(resamples):
-        chosen = draws.integers(count, size=count)
-        means[index] = difference[chosen].sum() / tokens[chosen].sum()
-    tail = 100 * (1 - _LEVEL) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
 
 
 def _chosen(rows: Any, most: int) -> list[list[int]]:

@@ -12,9 +12,10 @@ import torch
 from rankloom.config import SearchConfig
 from rankloom.docstrings import reference_texts
 from rankloom.evaluation.base import load_with_adapter
+from rankloom.evaluation.bootstrap import mean_interval
 from rankloom.evaluation.rows import HeldOut
 from rankloom.models import BaseModel, load_tokenizer
-from rankloom.promotion.drift import Drift, Reference, loss_interval
+from rankloom.promotion.drift import Drift, Reference
 from rankloom.tokens import tokenise
 from rankloom.training.resident import keep_gradients_after_evaluation, training_device
 
@@ -70,7 +71,8 @@ class Measuring:
         }
         self.trained = {split: reference.evaluation.loss for split, reference in self._references.items()}
         self.trained_interval = {
-            split: loss_interval(reference.evaluation) for split, reference in self._references.items()
+            split: mean_interval(reference.evaluation.row_nll, reference.evaluation.row_tokens)
+            for split, reference in self._references.items()
         }
         with model.disable_adapter():
             self.alone = self._compare("base", model, self._dtype)

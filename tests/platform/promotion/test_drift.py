@@ -3,12 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from rankloom.promotion.drift import Reference, paired_interval
-from rankloom.training.evaluation import Evaluation
+from rankloom.promotion.drift import Reference
 
 ROWS = [
     {"input_ids": [3, 1, 4, 1, 5, 9, 2], "labels": [-100, -100, 4, 1, 5, 9, 2]},
@@ -64,27 +62,3 @@ def test_of_many_positions_a_part_is_kept(models: tuple[Any, Any], tmp_path: Pat
     drift = reference.compare(second, dtype=None)
     whole = Reference(first, ROWS, tmp_path / "whole", batch_size=2, dtype=None).compare(second, dtype=None)
     assert drift.positions == 4 and drift.delta == whole.delta and drift.kl != whole.kl
-
-
-def rows(nll: Any, tokens: Any) -> Evaluation:
-    return Evaluation(row_nll=tuple(map(float, nll)), row_tokens=tuple(map(int, tokens)))
-
-
-def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(1)
-    held = 0
-    for _ in range(200):
-        tokens = draws.integers(5, 30, 60)
-        before = draws.normal(2, 0.5, 60) * tokens
-        after = before + draws.normal(0.1, 0.2, 60) * tokens
-        low, high = paired_interval(rows(before, tokens), rows(after, tokens), resamples=400) or (0, 0)
-        held += low <= 0.1 <= high
-    assert 0.88 <= held / 200 <= 0.99
-
-
-def test_an_interval_depends_on_nothing_but_the_rows() -> None:
-    before, after = rows([4, 6, 9], [2, 3, 4]), rows([5, 7.5, 11], [2, 3, 4])
-    assert paired_interval(before, after) == (0.5, 0.5)
-    uneven = rows([5, 6, 12], [2, 3, 4])
-    assert paired_interval(before, uneven) == paired_interval(before, uneven)
-    assert paired_interval(rows([1], [2]), rows([2], [2])) is None
