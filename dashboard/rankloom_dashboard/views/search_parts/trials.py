@@ -89,4 +89,4 @@ def _act_on(picked: Sequence[str]) -> None:
             query_params={"ids": ",".join(picked)} if picked else None,
             disabled=not 2 <= len(picked) <= elements.MOST_COMPARED,
         )
-        st.caption("Select one row with an adapter to open it, two to four to compare them.")
+        st.caption("Select one row with an adapter to open it, two to six to compare them.")
