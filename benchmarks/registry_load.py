@@ -170,10 +170,11 @@ def kill_lanes(registry: Registry, times: int, chance: random.Random) -> tuple[s
                     os.fsync(log.fileno())
                     told.write(f"{step}\n".encode())
         os.close(writer)
-        time.sleep(chance.uniform(0.005, 0.05))
-        os.kill(lane, signal.SIGKILL)
-        os.waitpid(lane, 0)
         with os.fdopen(reader) as told_lines:
+            promised.add(int(told_lines.readline()))
+            time.sleep(chance.uniform(0, 0.05))
+            os.kill(lane, signal.SIGKILL)
+            os.waitpid(lane, 0)
             # A pipe keeps what was written in one piece whole, but the kill may fall into the last one.
             promised |= {int(line) for line in told_lines if line.endswith("\n")}
     registry.path.unlink()

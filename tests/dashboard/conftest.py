@@ -329,9 +329,9 @@ def serve() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
         server.communicate(timeout=30)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A real browser, where there is one."""
+    """A real browser, where there is one; for one module, as Playwright keeps an event loop running."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,15 +20,12 @@ POINTS = """() => document.querySelectorAll('.js-plotly-plot')[0]?.data
     .flatMap(trace => Array.from(trace.y)).filter(y => y !== null).length ?? 0"""
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        found = shutil.which("chromium") or driver.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("no Chromium here: no search is watched")
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+def wait_for_points(page: playwright.Page, count: int, seconds: float = 60) -> None:
+    """Wait for points on the first chart; the page's own policy forbids Playwright's way to wait, which evaluates."""
+    deadline = time.monotonic() + seconds
+    while page.evaluate(POINTS) != count:
+        assert time.monotonic() < deadline, f"{page.evaluate(POINTS)} points, not {count}"
+        page.wait_for_timeout(100)
 
 
 @pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=lambda shape: f"{shape[0]}-{shape[1]}")
@@ -114,7 +110,7 @@ def test_a_running_search_is_watched_until_it_ends(page, serve, made) -> None:
         _, port = serve(made.path)
         page.goto(f"http://127.0.0.1:{port}/search?search=live")
         playwright.expect(page.get_by_text("0 of 2 trials finished")).to_be_visible(timeout=60_000)
-        page.wait_for_function(f"({POINTS})() === 1", timeout=60_000)
+        wait_for_points(page, 1)
         page.evaluate("window.neverReloaded = true")
         grid = page.get_by_test_id("stDataFrame")
 
@@ -125,7 +121,7 @@ def test_a_running_search_is_watched_until_it_ends(page, serve, made) -> None:
         playwright.expect(losses("3")).to_be_attached(timeout=30_000)
 
         registry.record(report("live", 1, 10, 2.75), report("live", 0, 20, 2.5))
-        page.wait_for_function(f"({POINTS})() === 3", timeout=30_000)
+        wait_for_points(page, 3)
         playwright.expect(losses("2.75")).to_be_attached(timeout=30_000)
         playwright.expect(losses("2.5")).to_be_attached(timeout=30_000)
         playwright.expect(page.get_by_test_id("stMetricValue").get_by_text("2.5000")).to_be_visible()

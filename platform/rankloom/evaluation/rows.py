@@ -86,7 +86,7 @@ def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig, ba
     storage = config.storage if config.storage_path is not None else registry.path.with_suffix(".runs")
     if adapter.search_name is None:
         raise DataError(
-            f"adapter {adapter.adapter_id} was made by no search, so it has no held-out split: give --dataset"
+            f"no search made adapter {adapter.adapter_id}, so there is no held-out split: give --dataset FILE"
         )
     folder = storage / adapter.search_name / "data"  # the adapter's own name may have been changed since
     if not (folder / "eval").is_dir():
