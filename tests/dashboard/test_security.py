@@ -114,6 +114,7 @@ def test_for_reading_nothing_that_can_be_clicked_changes_anything(
         page.goto(f"{name}?adapter={made_once.best}&ids={made_once.best},{made_once.second}")
         page.get_by_role("heading", level=1).wait_for(timeout=60_000)
         settle(page)
+        page.wait_for_timeout(1_000)  # parts that draw themselves again have their buttons by then
         for at in range(page.locator("[data-testid=stMain] button:visible").count()):
             button = page.locator("[data-testid=stMain] button:visible").nth(at)
             try:
@@ -125,7 +126,7 @@ def test_for_reading_nothing_that_can_be_clicked_changes_anything(
             settle(page)
             page.keyboard.press("Escape")
     context.close()
-    assert clicked >= 8  # some come and go with what the page has read so far
+    assert clicked > 10
     assert asked - {""} == {"127.0.0.1"}
     assert state(registry.parent) == before
 

@@ -115,8 +115,9 @@ def evaluate(
     save_report(report, registry.path)
     try:
         registry.record(*report.events())
+    # Planned: whatever keeps it from being recorded, Ctrl-C too, leaves no stray rows, and is raised again.
     except BaseException:
-        report_file(registry.path, report.run).unlink()  # nothing would refer to it
+        report_file(registry.path, report.run).unlink()
         raise
     return report
 
