@@ -45,6 +45,8 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 class Onlooker:
     """Watches a search, and once each thing has happened asks something of it from another process.
 
+    It asks the next only when the one before was answered: each answer is then to what was the case.
+
     Args:
         registry: The search's registry.
         asks: What has to have happened, and the arguments of `rankloom searches` for then, in order.
@@ -53,6 +55,7 @@ class Onlooker:
     def __init__(self, registry: Path, *asks: tuple[Callable[[Event], bool], tuple[str, ...]]) -> None:
         self._registry = registry
         self._asks = list(asks)
+        self._seen: list[Event] = []
         self.asked: list[subprocess.Popen[str]] = []
 
     def say(self, message: str) -> None:
@@ -62,8 +65,9 @@ class Onlooker:
         self.num_samples = config.num_samples
 
     def update(self, events: Sequence[Event], lanes: Sequence[Any], progress: Sequence[Any]) -> None:
-        for event in events:
-            if self._asks and self._asks[0][0](event):
+        self._seen += events
+        while self._asks and self._seen and (not self.asked or self.asked[-1].poll() is not None):
+            if self._asks[0][0](self._seen.pop(0)):
                 self.asked.append(self._ask(*self._asks.pop(0)[1]))
 
     def _ask(self, command: str, *arguments: str) -> subprocess.Popen[str]:
@@ -159,8 +163,9 @@ def test_a_search_is_steered_from_another_process(tmp_path: Path, tiny_model: Pa
 
 
 @pytest.fixture
-def steering(tmp_path: Path) -> Callable[..., Steering]:
+def steering(tmp_path: Path) -> Iterator[Callable[..., Steering]]:
     """Makes what steers a search that has nothing in training, and records nothing."""
+    STOP.clear()  # as at the start of every search
 
     def make(room: Room, **settings: Any) -> Steering:
         config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl", **settings})
@@ -185,7 +190,8 @@ def steering(tmp_path: Path) -> Callable[..., Steering]:
         broker = ray.remote(num_cpus=0)(Broker).remote(["lane-0"])
         return Steering(job, broker, room, lambda events: None)
 
-    return make
+    yield make
+    STOP.clear()
 
 
 def answered(steering: Steering, folder: Path, **asked: Any) -> Any:
@@ -231,10 +237,7 @@ def test_a_trial_that_is_not_there_is_not_stopped(steering: Callable[..., Steeri
 
 def test_a_search_that_is_being_stopped_takes_no_more(steering: Callable[..., Steering], tmp_path: Path) -> None:
     steers = steering(Room(4))
-    try:
-        assert answered(steers, tmp_path, kind="stop_search", why="lunch")["refusal"] == ""
-        assert STOP.is_set() and steers.stopped is not None and steers.stopped.why == "lunch"
-        assert "the search is being stopped" in answered(steers, tmp_path, kind="add_trials", count=1)["refusal"]
-        assert "the search is ending" in answered(steers, tmp_path, kind="stop_trial", trial=0)["refusal"]
-    finally:
-        STOP.clear()
+    assert answered(steers, tmp_path, kind="stop_search", why="lunch")["refusal"] == ""
+    assert STOP.is_set() and steers.stopped is not None and steers.stopped.why == "lunch"
+    assert "the search is being stopped" in answered(steers, tmp_path, kind="add_trials", count=1)["refusal"]
+    assert "the search is ending" in answered(steers, tmp_path, kind="stop_trial", trial=0)["refusal"]
