@@ -14,7 +14,7 @@ from rankloom_dashboard.views.search_parts.view import View
 from rankloom_registry import RegistryError
 
 _MOST_ADDED = 10_000
-_REFUSED = "refused"  # of the session: why the last request to a search was not done, by search
+_OUTCOME = "outcome"  # of the session: what became of the last request to a search, by search
 
 
 def show(view: View) -> None:
@@ -24,9 +24,12 @@ def show(view: View) -> None:
         _stop_trial(view, forbidden)
         _stop_search(view, forbidden)
         _add_trials(view, forbidden)
-    # The page refreshes itself: what was refused would else be gone before it is read.
-    if refused := st.session_state.get(_REFUSED, {}).get(view.search.search_id):
+    # Stays until the next request: the page refreshes itself, and a passing message would be gone before it is read.
+    done, refused = st.session_state.get(_OUTCOME, {}).get(view.search.search_id, ("", ""))
+    if refused:
         elements.problem("What was asked last was not done.", refused)
+    elif done:
+        st.caption(done)
 
 
 def _forbidden() -> str | None:
@@ -45,10 +48,8 @@ def _stop_trial(view: View, forbidden: str | None) -> None:
         number = st.selectbox(
             "Trial",
             list(running),
-            format_func=lambda key: (
-                f"trial {key} · step {formats.count(running[key].steps)}"
-                f" · {view.objective.name} {formats.loss(view.objective.of(running[key]))}"
-            ),
+            # Nothing that changes as it trains: a list that is open closes when its words change.
+            format_func=lambda key: f"trial {key} · {running[key].lane}, slot {running[key].slot}",
             key="trial-to-stop",
         )
         why = _why("why-stop-trial")
@@ -58,7 +59,7 @@ def _stop_trial(view: View, forbidden: str | None) -> None:
             _ask(
                 view,
                 lambda: changes.stop_trial(view.search.search_id, number, why=why),
-                f"Trial {number} is told to stop.",
+                f"Trial {number} was told to stop.",
             )
 
 
@@ -68,7 +69,7 @@ def _stop_search(view: View, forbidden: str | None) -> None:
         st.caption("Its trials are interrupted. It can be resumed with:")
         st.code("rankloom search CONFIG.yaml --resume", language="bash")
         if st.button("Stop all its trials", type="primary", key="stop-search"):
-            _ask(view, lambda: changes.stop_search(view.search.search_id, why=why), "The search is told to stop.")
+            _ask(view, lambda: changes.stop_search(view.search.search_id, why=why), "The search was told to stop.")
 
 
 def _add_trials(view: View, forbidden: str | None) -> None:
@@ -79,7 +80,7 @@ def _add_trials(view: View, forbidden: str | None) -> None:
             _ask(
                 view,
                 lambda: changes.add_trials(view.search.search_id, count),
-                f"The search is told to try {count} more.",
+                f"The search was told to try {count} more.",
             )
 
 
@@ -88,12 +89,12 @@ def _why(key: str) -> str:
 
 
 def _ask(view: View, change: Callable[[], Any], done: str) -> None:
-    refused = ""
-    try:
-        with st.spinner("Telling the search"):
+    with st.spinner("Telling the search"):
+        refused = ""
+        try:
             change()
-    except (DashboardError, RankloomError, RegistryError) as error:
-        refused = str(error)
-    else:
-        st.toast(f"{done} It shows here within seconds.")
-    st.session_state[_REFUSED] = {view.search.search_id: refused}
+        except (DashboardError, RankloomError, RegistryError) as error:
+            refused = str(error)
+        # Before anything is drawn: the page's own refresh may have asked meanwhile that this run ends there.
+        st.session_state[_OUTCOME] = {view.search.search_id: (done, refused)}
+    st.rerun()
