@@ -8,12 +8,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:  # what tests the registry does without the platform
+    from rankloom.mailbox import Request
+    from rankloom.runs import Run
 
 # Set before anything imports the libraries: tests reach no hub, and leave no tracks in the user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -267,3 +274,71 @@ def world(trained: World, tmp_path: Path) -> World:
     """A copy of the trained search that a test may change."""
     folder = shutil.copytree(trained.registry.parent, tmp_path / "world")
     return World(registry=folder / "registry.duckdb", base=trained.base, adapters=trained.adapters)
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+    """Makes the run folder of a search of that name, as one leaves it that has begun."""
+    from rankloom.config import parse_config
+    from rankloom.runs import Run, plain_config
+
+    def make(
+        folder: Path,
+        *,
+        search_id: str = "0123456789ab",
+        base_path: str = "/base",
+        base_content_root: str = "c" * 64,
+        **settings: Any,
+    ) -> Run:
+        config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl", **settings})
+        run = Run(
+            folder=folder,
+            search_id=search_id,
+            name=folder.name,
+            config=plain_config(config),
+            base_path=base_path,
+            base_content_root=base_content_root,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        run.save(config)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def driven() -> Callable[..., AbstractContextManager[list[Request]]]:
+    """Stands for the process of a search: has its run for a while, and answers; gives the list of what it was asked.
+
+    It answers with what it is given to say to a request, to which None is no answer; otherwise it says yes.
+    """
+    from rankloom.mailbox import Mailbox
+
+    @contextmanager
+    def drive(
+        run: Run, answer: Callable[[Request], Mapping[str, Any] | None] = lambda request: {"num_samples": 10}
+    ) -> Iterator[list[Request]]:
+        asked: list[Request] = []
+        ready, over = threading.Event(), threading.Event()
+
+        def listen() -> None:
+            with run.alone():
+                ready.set()
+                mailbox = Mailbox(run.requests)
+                while not over.wait(0.01):
+                    for request in mailbox.take():
+                        asked.append(request)
+                        if (said := answer(request)) is not None:
+                            mailbox.answer(request, **said)
+
+        with ThreadPoolExecutor(1) as pool:
+            driver = pool.submit(listen)
+            driver.add_done_callback(lambda _: ready.set())  # one that fails at once is not waited for
+            try:
+                assert ready.wait(10) and not driver.done()
+                yield asked
+            finally:
+                over.set()
+                driver.result()  # raises what ended it
+
+    return drive

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
 import rankloom_dashboard
-from rankloom_dashboard.launch import REGISTRY_VARIABLE
+from rankloom_dashboard.launch import CHANGES_VARIABLE, REGISTRY_VARIABLE
 from rankloom_registry import (
     AdapterAdded,
     AdapterDiscarded,
@@ -36,6 +36,7 @@ from rankloom_registry import (
     Promoted,
     Registry,
     SearchEnded,
+    SearchResumed,
     SearchStarted,
     TrialEnded,
     TrialReported,
@@ -238,6 +239,25 @@ def made(made_once: Made, tmp_path: Path) -> Made:
     """A copy of the registry for the test alone, to change at will."""
     shutil.copytree(made_once.path.parent, tmp_path, dirs_exist_ok=True)
     return replace(made_once, path=tmp_path / made_once.path.name)
+
+
+@pytest.fixture
+def changing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts the dashboard allows changes."""
+    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+
+
+@pytest.fixture
+def resumed(made: Made, make_run: Callable[..., Any]) -> Any:
+    """The run of the registry's search, which was resumed."""
+    with Registry.open(made.path) as registry:
+        registry.record(SearchResumed(search_id=made.search_id))
+        search = registry.search(made.search_id)
+    return make_run(
+        made.path.with_suffix(".runs") / search.name,
+        search_id=search.search_id,
+        base_content_root=search.base_content_root,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-import pytest
 import yaml
 
 from rankloom.config import parse_config
-from rankloom_dashboard.launch import CHANGES_VARIABLE
 from rankloom_registry import AdapterAnnotated, Registry, read_weights
 
 ADAPTER = "views/adapter.py"
-
-
-@pytest.fixture
-def changing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
 
 
 def texts(app, *kinds: str) -> list[str]:

@@ -9,16 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rankloom.cli.main import app as program
-from rankloom_dashboard.launch import CHANGES_VARIABLE
 from rankloom_registry import AdapterAdded, AdapterAnnotated, BaseFingerprint, BaseSeen, Registry
 
 ADAPTERS = "views/adapters.py"
 PAGE_ROWS = 50  # as the page has it; importing the page would run it
-
-
-@pytest.fixture
-def changing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
 
 
 @pytest.fixture

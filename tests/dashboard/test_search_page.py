@@ -1,17 +1,10 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
 
-from rankloom.config import parse_config
-from rankloom.mailbox import Mailbox, Request
-from rankloom.runs import Run, plain_config
 from rankloom_dashboard import data
 from rankloom_dashboard.launch import CHANGES_VARIABLE, REGISTRY_VARIABLE
 from rankloom_registry import (
@@ -41,58 +34,13 @@ READ_AS_MARKDOWN = (
 )
 
 
-@dataclass
-class Driver:
-    """Stands for the process of a search: it has the run, and does what it is asked."""
-
-    asked: list[Request] = field(default_factory=list)
-    refusal: str = ""
-
-
-@contextmanager
-def driven(made) -> Iterator[Driver]:
+@pytest.fixture
+def running(made, resumed):
+    """The run of the search, which was resumed and has a trial in training."""
+    started = TrialStarted(trial_id="t-new", search_id=made.search_id, number=8, params={"r": 4}, lane="lane-0", slot=3)
     with Registry.open(made.path) as registry:
-        registry.record(
-            SearchResumed(search_id=made.search_id),
-            TrialStarted(trial_id="t-new", search_id=made.search_id, number=8, params={"r": 4}, lane="lane-0", slot=3),
-        )
-        search = registry.search(made.search_id)
-    run = make_run(made, search)
-    driver, over, ready = Driver(), threading.Event(), threading.Event()
-
-    def drive() -> None:
-        with run.alone():
-            mailbox = Mailbox(run.requests)
-            mailbox.open()
-            ready.set()
-            while not over.wait(0.01):
-                for request in mailbox.take():
-                    driver.asked.append(request)
-                    mailbox.answer(request, refusal=driver.refusal, num_samples=9)
-
-    thread = threading.Thread(target=drive)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield driver
-    finally:
-        over.set()
-        thread.join()
-
-
-def make_run(made, search) -> Run:
-    config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl"})
-    run = Run(
-        folder=made.path.with_suffix(".runs") / search.name,
-        search_id=search.search_id,
-        name=search.name,
-        config=plain_config(config),
-        base_path="/base",
-        base_content_root=search.base_content_root,
-    )
-    run.folder.mkdir(parents=True)
-    run.save(config)
-    return run
+        registry.record(started)
+    return resumed
 
 
 def metrics(app) -> dict[str, str]:
@@ -274,46 +222,43 @@ def popovers(app) -> dict[str, bool]:
     return {block.proto.popover.label: block.proto.popover.disabled for block in app.get("popover")}
 
 
-def button(app, key: str):
-    return next((button for button in app.button if button.key == key), None)
-
-
-def test_a_search_that_runs_can_be_told_what_to_do(run_page, made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
-    with driven(made) as driver:
+def test_a_search_that_runs_can_be_told_what_to_do(run_page, made, running, driven, changing) -> None:
+    answer = {"num_samples": 9}
+    with driven(running, lambda request: answer) as heard:
         app = run_page(made.path, SEARCH)
         assert popovers(app) == {"Stop a trial": False, "Stop the search": False, "Add trials": False}
-        next(box for box in app.text_input if box.key == "why-stop-trial").set_value("diverges")
-        button(app, "stop-trial-8").click().run()
-        next(box for box in app.number_input if box.key == "more-trials").set_value(3)
-        button(app, "add-trials").click().run()
-        button(app, "stop-search").click().run()
+        app.text_input(key="why-stop-trial").set_value("diverges")
+        app.button(key="stop-trial-8").click().run()
+        app.number_input(key="more-trials").set_value(3)
+        app.button(key="add-trials").click().run()
+        app.button(key="stop-search").click().run()
         assert not app.exception
         assert not app.error
-        assert [(asked.kind, asked.trial, asked.count, asked.why) for asked in driver.asked] == [
+        assert [(asked.kind, asked.trial, asked.count, asked.why) for asked in heard] == [
             ("stop_trial", 8, None, "diverges"),
             ("add_trials", None, 3, ""),
             ("stop_search", None, None, ""),
         ]
-        driver.refusal = "the space holds no more"
-        button(app, "add-trials").click().run()
+        answer["refusal"] = "the space holds no more"
+        app.button(key="add-trials").click().run()
         assert not app.exception
         assert len(app.error) == 1
         assert any("the space holds no more" in code.value for code in app.code)
 
 
-def test_who_only_looks_can_tell_a_search_nothing(run_page, made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
-    with driven(made) as driver:
+def test_who_only_looks_can_tell_a_search_nothing(
+    run_page, made, running, driven, changing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with driven(running) as heard:
         app = run_page(made.path, SEARCH)
         monkeypatch.setenv(CHANGES_VARIABLE, "0")
-        button(app, "stop-search").click().run()  # as a page that was opened before, or a forged message, would
-        assert driver.asked == []
+        app.button(key="stop-search").click().run()  # as a page that was opened before, or a forged message, would
+        assert heard == []
         assert set(popovers(app).values()) == {True}
 
 
-def test_a_search_whose_process_died_is_not_called_running(run_page, made) -> None:
-    with driven(made):
+def test_a_search_whose_process_died_is_not_called_running(run_page, made, running, driven) -> None:
+    with driven(running):
         assert run_page(made.path, SEARCH).get("progress")
     app = run_page(made.path, SEARCH)
     assert not app.exception

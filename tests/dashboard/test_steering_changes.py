@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 
-from rankloom.config import parse_config
 from rankloom.errors import SearchError
-from rankloom.mailbox import Mailbox, Request
-from rankloom.runs import Run, plain_config
+from rankloom.mailbox import Request
+from rankloom.runs import Run
 from rankloom_dashboard import access, changes
 from rankloom_dashboard.errors import ForbiddenError
 from rankloom_dashboard.launch import REGISTRY_VARIABLE
-from rankloom_registry import Registry, SearchResumed
 
 ASKS: list[Callable[[], None]] = [
     lambda: changes.stop_trial("lora-tiny", 3, why="it learns nothing"),
@@ -24,48 +22,16 @@ ASKS: list[Callable[[], None]] = [
 ]
 
 
-@pytest.fixture
-def run(made: object, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The run of a search that was resumed."""
-    path: Path = made.path  # type: ignore[attr-defined]
-    monkeypatch.setenv(REGISTRY_VARIABLE, str(path))
-    registry = Registry.open(path)
-    search = registry.search("lora-tiny")
-    registry.record(SearchResumed(search_id=search.search_id))
-    config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl", "name": search.name})
-    run = Run(
-        folder=path.with_suffix(".runs") / search.name,
-        search_id=search.search_id,
-        name=search.name,
-        config=plain_config(config),
-        base_path="/base",
-        base_content_root=search.base_content_root,
-    )
-    run.folder.mkdir(parents=True)
-    run.save(config)
-    return run
+@pytest.fixture(autouse=True)
+def _shown(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(made.path))
 
 
 @pytest.fixture
-def heard(run: Run) -> Iterator[list[Request]]:
-    """What its driver is asked."""
-    requests: list[Request] = []
-    over, ready = threading.Event(), threading.Event()
-
-    def drive() -> None:
-        with run.alone():
-            ready.set()
-            while not over.wait(0.01):
-                for request in Mailbox(run.requests).take():
-                    requests.append(request)
-                    Mailbox(run.requests).answer(request, num_samples=10)
-
-    thread = threading.Thread(target=drive)
-    thread.start()
-    assert ready.wait(10)
-    yield requests
-    over.set()
-    thread.join()
+def heard(resumed: Run, driven: Callable[..., AbstractContextManager[list[Request]]]) -> Iterator[list[Request]]:
+    """What the driver of a search is asked."""
+    with driven(resumed) as asked:
+        yield asked
 
 
 def visited_by(monkeypatch: pytest.MonkeyPatch, who: str, role: access.Role) -> None:
@@ -94,7 +60,9 @@ def test_a_viewer_steers_nothing(
 
 
 @pytest.mark.parametrize("ask", ASKS, ids=["stop_trial", "stop_search", "add_trials"])
-def test_a_search_that_does_not_run_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], None]) -> None:
+def test_a_search_that_does_not_run_says_so(
+    resumed: Run, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], None]
+) -> None:
     visited_by(monkeypatch, "ada@example.org", "editor")
     with pytest.raises(SearchError, match="'lora-tiny' does not run now"):
         ask()

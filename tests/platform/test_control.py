@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rankloom import control
-from rankloom.config import parse_config
 from rankloom.errors import SearchError
-from rankloom.mailbox import Mailbox, Request
-from rankloom.runs import Run, plain_config
+from rankloom.mailbox import Request
+from rankloom.runs import Run
 from rankloom_registry import (
     BaseFingerprint,
     BaseSeen,
@@ -26,6 +24,8 @@ from rankloom_registry import (
     acting_for,
 )
 
+Begin = Callable[..., Run]
+Driven = Callable[..., AbstractContextManager[list[Request]]]
 BASE = BaseFingerprint(
     identity="org/tiny",
     structure="5" * 64,
@@ -47,61 +47,37 @@ def registry(tmp_path: Path) -> Registry:
     return made
 
 
-def began(registry: Registry, search_id: str = "s1", *, storage: Path | None = None, folder: Path | None = None) -> Run:
-    """A search that began, as a driver that is killed leaves it."""
-    config = parse_config({"model_name_or_path": "base", "dataset": "rows", "name": "one", "storage_path": storage})
-    run = Run(
-        folder=folder or (storage or registry.path.with_suffix(".runs")) / "one",
-        search_id=search_id,
-        name="one",
-        config=plain_config(config),
-        base_path="/base",
-        base_content_root=BASE.content_root,
-    )
-    run.folder.mkdir(parents=True)
-    run.save(config)
-    registry.record(
-        SearchStarted(
+@pytest.fixture
+def begin(registry: Registry, make_run: Callable[..., Run]) -> Callable[..., Run]:
+    """Begins a search, as a driver that is killed leaves it."""
+
+    def begin(search_id: str = "s1", *, storage: Path | None = None, folder: Path | None = None) -> Run:
+        run = make_run(
+            folder or (storage or registry.path.with_suffix(".runs")) / "one",
             search_id=search_id,
             name="one",
-            base_content_root=BASE.content_root,
-            dataset={},
-            config=run.config,
-            metric="eval_loss",
-            mode="min",
-            num_samples=16,
-            seed=0,
+            storage_path=storage,
         )
-    )
-    return run
+        registry.record(
+            SearchStarted(
+                search_id=search_id,
+                name="one",
+                base_content_root=run.base_content_root,
+                dataset={},
+                config=run.config,
+                metric="eval_loss",
+                mode="min",
+                num_samples=16,
+                seed=0,
+            )
+        )
+        return run
+
+    return begin
 
 
-@contextmanager
-def driven(run: Run, heard: list[Request]) -> Iterator[None]:
-    """A driver that says yes to everything."""
-    over, ready = threading.Event(), threading.Event()
-
-    def drive() -> None:
-        with run.alone():
-            ready.set()
-            while not over.wait(0.01):
-                for request in Mailbox(run.requests).take():
-                    heard.append(request)
-                    Mailbox(run.requests).answer(request, num_samples=18)
-
-    thread = threading.Thread(target=drive)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_what_is_asked_reaches_the_driver_with_who_and_why(registry: Registry) -> None:
-    heard: list[Request] = []
-    with driven(began(registry), heard), acting_for("ann@example.org"):
+def test_what_is_asked_reaches_the_driver_with_who_and_why(registry: Registry, begin: Begin, driven: Driven) -> None:
+    with driven(begin(), lambda request: {"num_samples": 18}) as heard, acting_for("ann@example.org"):
         control.stop_trial(registry, "one", 3, why="it learns nothing")
         control.stop_search(registry, "s1", why="lunch")
         assert control.add_trials(registry, "one", 2) == 18
@@ -120,10 +96,10 @@ def test_what_is_asked_reaches_the_driver_with_who_and_why(registry: Registry) -
         lambda registry, search: control.add_trials(registry, search, 1),
     ],
 )
-def test_a_search_that_does_not_run_is_told_nothing(registry: Registry, ask: Callable[..., Any]) -> None:
+def test_a_search_that_does_not_run_is_told_nothing(registry: Registry, begin: Begin, ask: Callable[..., Any]) -> None:
     with pytest.raises(SearchNotFoundError):
         ask(registry, "one")
-    run = began(registry)
+    run = begin()
     with pytest.raises(SearchError, match="'one' does not run now; go on with it by --resume"):
         ask(registry, "one")
     assert not run.requests.exists()
@@ -135,9 +111,8 @@ def test_a_search_that_does_not_run_is_told_nothing(registry: Registry, ask: Cal
         ask(registry, "one")
 
 
-def test_nonsense_is_refused_before_anybody_is_asked(registry: Registry) -> None:
-    heard: list[Request] = []
-    with driven(began(registry), heard):
+def test_nonsense_is_refused_before_anybody_is_asked(registry: Registry, begin: Begin, driven: Driven) -> None:
+    with driven(begin()) as heard:
         with pytest.raises(SearchError, match="stop_trial needs a trial of 0 or more; got -1"):
             control.stop_trial(registry, "one", -1)
         with pytest.raises(SearchError, match="add_trials needs a count of 1 or more; got 0"):
@@ -145,13 +120,15 @@ def test_nonsense_is_refused_before_anybody_is_asked(registry: Registry) -> None
     assert heard == []
 
 
-def test_a_run_folder_is_found_where_the_search_was_told_to_put_it(registry: Registry, tmp_path: Path) -> None:
-    run = began(registry, storage=tmp_path / "elsewhere")
+def test_a_run_folder_is_found_where_the_search_was_told_to_put_it(
+    registry: Registry, begin: Begin, tmp_path: Path
+) -> None:
+    run = begin(storage=tmp_path / "elsewhere")
     assert control.run_of(registry, registry.search("one")) == run
 
 
-def test_a_run_folder_moves_with_its_registry(registry: Registry, tmp_path: Path) -> None:
-    began(registry)
+def test_a_run_folder_moves_with_its_registry(begin: Begin, tmp_path: Path) -> None:
+    begin()
     for name in ("registry.duckdb", "registry.runs"):
         (tmp_path / "new").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "new" / name)
@@ -159,18 +136,18 @@ def test_a_run_folder_moves_with_its_registry(registry: Registry, tmp_path: Path
     assert control.run_of(moved, moved.search("one")).folder == tmp_path / "new" / "registry.runs" / "one"
 
 
-def test_a_folder_of_the_same_name_is_not_taken_for_it(registry: Registry, tmp_path: Path) -> None:
-    began(registry)
-    began(registry, "s2", folder=tmp_path / "backup" / "one")
+def test_a_folder_of_the_same_name_is_not_taken_for_it(registry: Registry, begin: Begin, tmp_path: Path) -> None:
+    begin()
+    begin("s2", folder=tmp_path / "backup" / "one")
     with pytest.raises(SearchError, match="the run folder of the search 'one' is not on this machine"):
         control.run_of(registry, registry.search("s2"))
 
 
-def test_the_status_of_a_search_whose_driver_was_killed(registry: Registry, tmp_path: Path) -> None:
+def test_the_status_of_a_search_whose_driver_was_killed(registry: Registry, begin: Begin, tmp_path: Path) -> None:
     def status() -> str:
         return control.status_now(registry, registry.search("s1"))
 
-    run = began(registry)
+    run = begin()
     assert (registry.search("s1").status, status()) == ("running", "interrupted")
     with run.alone():
         assert status() == "running"

@@ -8,35 +8,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rankloom
-from rankloom.config import parse_config
 from rankloom.control import ask
 from rankloom.errors import SearchError
 from rankloom.mailbox import Mailbox, Request
-from rankloom.runs import Run, open_run, plain_config
+from rankloom.runs import Run, open_run
+
+Driven = Callable[..., AbstractContextManager[list[Request]]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl"})
-    made = Run(
-        folder=tmp_path / "one",
-        search_id="0123456789ab",
-        name="one",
-        config=plain_config(config),
-        base_path="/base",
-        base_content_root="c" * 64,
-    )
-    made.folder.mkdir()
-    made.save(config)
-    return made
+def run(make_run: Callable[..., Run], tmp_path: Path) -> Run:
+    return make_run(tmp_path / "one")
 
 
 @pytest.fixture
@@ -48,30 +38,6 @@ def mailbox(tmp_path: Path) -> Mailbox:
 
 def stop(trial: int = 0, **more: Any) -> Request:
     return Request(kind="stop_trial", who="ann", trial=trial, **more)
-
-
-@contextmanager
-def driven(run: Run, answer: Callable[[Mailbox, Request], None]) -> Iterator[None]:
-    """A driver that answers what it is asked."""
-    over = threading.Event()
-    ready = threading.Event()
-
-    def drive() -> None:
-        with run.alone():
-            ready.set()
-            mailbox = Mailbox(run.requests)
-            while not over.wait(0.01):
-                for request in mailbox.take():
-                    answer(mailbox, request)
-
-    thread = threading.Thread(target=drive)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_requests_are_taken_once_in_the_order_in_which_they_were_left(mailbox: Mailbox) -> None:
@@ -134,14 +100,9 @@ def test_whatever_lies_in_a_mailbox_the_search_goes_on(mailbox: Mailbox, tmp_pat
         mailbox.post(good)
 
 
-def test_a_driver_answers(run: Run) -> None:
-    def answer(mailbox: Mailbox, request: Request) -> None:
-        if request.trial == 1:
-            mailbox.answer(request, num_samples=9)
-        else:
-            mailbox.answer(request, refusal="trial 2 is not in training")
-
-    with driven(run, answer):
+def test_a_driver_answers(run: Run, driven: Driven) -> None:
+    answers = {1: {"num_samples": 9}, 2: {"refusal": "trial 2 is not in training"}}
+    with driven(run, lambda request: answers[request.trial]):
         assert ask(run, stop(1))["num_samples"] == 9
         with pytest.raises(SearchError, match="trial 2 is not in training"):
             ask(run, stop(2))
@@ -165,8 +126,8 @@ def test_a_driver_that_does_not_listen_is_not_told(run: Run) -> None:
         assert Mailbox(run.requests).take() == []
 
 
-def test_a_driver_that_took_it_and_says_nothing_is_not_waited_for_for_ever(run: Run) -> None:
-    with driven(run, lambda mailbox, request: None), pytest.raises(SearchError, match="was told, and did not say"):
+def test_a_driver_that_took_it_and_says_nothing_is_not_waited_for_for_ever(run: Run, driven: Driven) -> None:
+    with driven(run, lambda request: None), pytest.raises(SearchError, match="was told, and did not say"):
         ask(run, stop(), wait_s=0.1)
 
 

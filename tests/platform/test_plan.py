@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,22 @@ import pytest
 from rankloom import Search
 from rankloom.config import parse_config
 from rankloom.errors import SearchError
-from rankloom.runs import Run, plain_config
+from rankloom.runs import Run
 from rankloom_registry import Registry, RegistryFormatError, RegistryWriteError, validate_name
 
 
 @pytest.fixture
-def begun(world: Any) -> Run:
+def begun(world: Any, make_run: Callable[..., Run]) -> Run:
     """A search that can be resumed."""
     registry = Registry.open(world.registry)
     (search,) = registry.searches()
-    settings = {**search.config, "registry": str(world.registry), "space": "lora-small"}
-    config = parse_config(settings)
-    run = Run(
-        folder=world.registry.with_suffix(".runs") / search.name,
+    return make_run(
+        world.registry.with_suffix(".runs") / search.name,
         search_id=search.search_id,
-        name=search.name,
-        config=plain_config(config),
         base_path=str(world.base),
         base_content_root=search.base_content_root,
+        **search.config | {"registry": str(world.registry), "space": "lora-small"},
     )
-    run.save(config)
-    return run
 
 
 def test_a_plan_of_a_resumed_search_reads_the_rows_that_it_began_with(begun: Run) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +21,32 @@ from rankloom_spaces import load_space
 SETTINGS: dict[str, Any] = {"model_name_or_path": "base", "dataset": "rows.jsonl", "training": {"max_steps": 9}}
 
 
-def saved(storage: Path, name: str = "one", **settings: Any) -> Run:
-    config = parse_config({**SETTINGS, **settings})
-    run = Run(
-        folder=storage / name,
-        search_id="0123456789ab",
-        name=name,
-        config=plain_config(config),
-        base_path="/base",
-        base_content_root="c" * 64,
-    )
-    run.folder.mkdir(parents=True)
-    run.save(config)
-    return run
+@pytest.fixture
+def saved(make_run: Callable[..., Run]) -> Callable[..., Run]:
+    """Saves a run of those settings and more."""
+    return partial(make_run, **SETTINGS)
 
 
-def test_a_run_is_opened_as_it_was_saved(tmp_path: Path) -> None:
-    run = saved(tmp_path, seed=3, registry=tmp_path / "registry.duckdb")
+def test_a_run_is_opened_as_it_was_saved(saved: Callable[..., Run], tmp_path: Path) -> None:
+    run = saved(tmp_path / "one", seed=3, registry=tmp_path / "registry.duckdb")
     by_name, by_path = open_run("one", tmp_path), open_run(run.folder, tmp_path / "elsewhere")
     assert by_name == by_path == run
     assert by_name.search_config() == parse_config({**SETTINGS, "seed": 3, "registry": tmp_path / "registry.duckdb"})
     assert sorted(path.name for path in run.folder.iterdir()) == [RECORD]
 
 
-def test_a_moved_run_folder_is_opened_where_it_is(tmp_path: Path) -> None:
-    saved(tmp_path / "old")
+def test_a_moved_run_folder_is_opened_where_it_is(saved: Callable[..., Run], tmp_path: Path) -> None:
+    saved(tmp_path / "old" / "one")
     (tmp_path / "old").rename(tmp_path / "new")
     assert open_run("one", tmp_path / "new").folder == tmp_path / "new" / "one"
 
 
-def test_functions_and_objects_survive(tmp_path: Path) -> None:
+def test_functions_and_objects_survive(saved: Callable[..., Run], tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> dict[str, Any]:
         return {"r": trial.suggest_int("r", 1, 8)}
 
     saved(
-        tmp_path,
+        tmp_path / "one",
         space=space,
         sampler=optuna.samplers.RandomSampler(seed=5),
         scheduler=ASHAScheduler(time_attr="steps", max_t=9),
@@ -64,15 +57,15 @@ def test_functions_and_objects_survive(tmp_path: Path) -> None:
     assert isinstance(config.scheduler, ASHAScheduler)
 
 
-def test_a_space_is_kept_as_text(tmp_path: Path) -> None:
+def test_a_space_is_kept_as_text(saved: Callable[..., Run], tmp_path: Path) -> None:
     space = load_space("lora-small")
-    run = saved(tmp_path, space=space)
+    run = saved(tmp_path / "one", space=space)
     assert run.config["space"] == space.to_dict()
     assert not (run.folder / OBJECTS).exists()
     assert load_space(open_run("one", tmp_path).search_config().space) == space
 
 
-def test_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_kept_is_named(saved: Callable[..., Run], tmp_path: Path) -> None:
     lock = threading.Lock()
 
     def space(trial: optuna.Trial) -> None:
@@ -80,7 +73,7 @@ def test_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
             trial.suggest_int("r", 1, 8)
 
     with pytest.raises(ConfigError, match="space must be picklable"):
-        saved(tmp_path, space=space)
+        saved(tmp_path / "one", space=space)
     assert not (tmp_path / "one" / RECORD).exists()
 
 
@@ -90,10 +83,10 @@ def test_a_record_is_json_whatever_was_given(settings: dict[str, Any]) -> None:
     assert json.loads(json.dumps(values)) == values
 
 
-def test_a_search_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+def test_a_search_that_is_not_there_names_those_that_are(saved: Callable[..., Run], tmp_path: Path) -> None:
     with pytest.raises(SearchError, match="no search 'two' to resume.*start it without --resume"):
         open_run("two", tmp_path)
-    saved(tmp_path)
+    saved(tmp_path / "one")
     with pytest.raises(SearchError, match="there are: one"):
         open_run("two", tmp_path)
 
@@ -104,15 +97,15 @@ def test_a_folder_without_a_record_never_began(tmp_path: Path) -> None:
         open_run("one", tmp_path)
 
 
-def test_a_name_leads_nowhere_else(tmp_path: Path) -> None:
-    saved(tmp_path / "runs")
+def test_a_name_leads_nowhere_else(saved: Callable[..., Run], tmp_path: Path) -> None:
+    saved(tmp_path / "runs" / "one")
     (tmp_path / "secret").mkdir()
     with pytest.raises(SearchError, match="no search"):
         open_run("../secret", tmp_path / "runs")
 
 
-def test_a_run_has_one_driver_at_a_time(tmp_path: Path) -> None:
-    run = saved(tmp_path)
+def test_a_run_has_one_driver_at_a_time(saved: Callable[..., Run], tmp_path: Path) -> None:
+    run = saved(tmp_path / "one")
     with run.alone(), pytest.raises(SearchError, match="another process runs the search 'one' now"), run.alone():
         pass
     with run.alone():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rankloom.cluster.job import StoppedOnRequest
-from rankloom.mailbox import Mailbox, Request
+from rankloom.mailbox import Request
 from rankloom.runs import Run
 from rankloom.search import Search
 from rankloom.watch import Watcher
@@ -20,45 +20,30 @@ Rankloom = Callable[..., Any]
 
 
 @pytest.fixture
-def resumed(world: Any) -> Run:
+def resumed(world: Any, make_run: Callable[..., Run]) -> Run:
     """The run of the world's search, which was resumed."""
     registry = Registry.open(world.registry)
     registry.record(SearchResumed(search_id="search-1"))
     search = registry.search("search-1")
-    run = Run(
-        folder=world.registry.with_suffix(".runs") / "negation",
-        search_id="search-1",
-        name="negation",
-        config=search.config,
+    return make_run(
+        world.registry.with_suffix(".runs") / search.name,
+        search_id=search.search_id,
         base_path=str(world.base),
         base_content_root=search.base_content_root,
+        **search.config,
     )
-    run.save(run.search_config())
-    return run
 
 
 @pytest.fixture
-def heard(resumed: Run) -> Iterator[list[Request]]:
+def heard(resumed: Run, driven: Callable[..., AbstractContextManager[list[Request]]]) -> Iterator[list[Request]]:
     """What the driver of that run is asked; it refuses to stop trial 7."""
-    requests: list[Request] = []
-    over, ready = threading.Event(), threading.Event()
 
-    def drive() -> None:
-        with resumed.alone():
-            mailbox = Mailbox(resumed.requests)
-            ready.set()
-            while not over.wait(0.01):
-                for request in mailbox.take():
-                    requests.append(request)
-                    refusal = "trial 7 is not in training" if request.trial == 7 else ""
-                    mailbox.answer(request, refusal=refusal, num_samples=2 + (request.count or 0))
+    def answer(request: Request) -> dict[str, Any]:
+        refusal = "trial 7 is not in training" if request.trial == 7 else ""
+        return {"refusal": refusal, "num_samples": 2 + (request.count or 0)}
 
-    thread = threading.Thread(target=drive)
-    thread.start()
-    assert ready.wait(10)
-    yield requests
-    over.set()
-    thread.join()
+    with driven(resumed, answer) as asked:
+        yield asked
 
 
 def test_a_trial_and_a_search_are_stopped(rankloom: Rankloom, world: Any, heard: list[Request]) -> None:

@@ -21,10 +21,10 @@ from rankloom.cluster.broker import Broker
 from rankloom.cluster.job import STOP, Job
 from rankloom.cluster.proposing import Room
 from rankloom.cluster.steering import Steering
-from rankloom.config import SearchConfig, TrainingConfig, parse_config
+from rankloom.config import SearchConfig, TrainingConfig
 from rankloom.errors import SearchError
 from rankloom.mailbox import Mailbox, Request
-from rankloom.runs import Run, open_run, plain_config
+from rankloom.runs import Run, open_run
 from rankloom_registry import Event, Registry, SearchExtended, TrialReported
 
 LONG = 100_000  # steps: more than anybody waits for
@@ -163,20 +163,13 @@ def test_a_search_is_steered_from_another_process(tmp_path: Path, tiny_model: Pa
 
 
 @pytest.fixture
-def steering(tmp_path: Path) -> Iterator[Callable[..., Steering]]:
+def steering(tmp_path: Path, make_run: Callable[..., Run]) -> Iterator[Callable[..., Steering]]:
     """Makes what steers a search that has nothing in training, and records nothing."""
     STOP.clear()  # as at the start of every search
 
     def make(room: Room, **settings: Any) -> Steering:
-        config = parse_config({"model_name_or_path": "base", "dataset": "rows.jsonl", **settings})
-        run = Run(
-            folder=tmp_path,
-            search_id="0123456789ab",
-            name="steered",
-            config=plain_config(config),
-            base_path="/base",
-            base_content_root="c" * 64,
-        )
+        run = make_run(tmp_path, **settings)
+        config = run.search_config()
         Mailbox(run.requests).open()
         job: Any = Job(
             run=run,
