@@ -8,6 +8,25 @@ from typing import Any
 
 import pytest
 
+from rankloom_registry import BaseFingerprint
+
+
+@pytest.fixture(scope="session")
+def fingerprint() -> BaseFingerprint:
+    """That of a base which is nowhere: for what only names one."""
+    return BaseFingerprint(
+        identity="org/tiny@0123",
+        structure="5" * 64,
+        content_root="c" * 64,
+        tensors=2,
+        parameters=10,
+        bytes=20,
+        dtype="bfloat16",
+        tokenizer_sha256=None,
+        chat_template_sha256=None,
+        config={},
+    )
+
 
 @pytest.fixture
 def sharded_base(trained: Any, tmp_path: Path) -> Path:

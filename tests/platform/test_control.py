@@ -26,35 +26,24 @@ from rankloom_registry import (
 
 Begin = Callable[..., Run]
 Driven = Callable[..., AbstractContextManager[list[Request]]]
-BASE = BaseFingerprint(
-    identity="org/tiny",
-    structure="5" * 64,
-    content_root="c" * 64,
-    tensors=2,
-    parameters=10,
-    bytes=20,
-    dtype="bfloat16",
-    tokenizer_sha256=None,
-    chat_template_sha256=None,
-    config={},
-)
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path, fingerprint: BaseFingerprint) -> Registry:
     made = Registry.open(tmp_path / "registry.duckdb", create=True)
-    made.record(BaseSeen(base=BASE))
+    made.record(BaseSeen(base=fingerprint))
     return made
 
 
 @pytest.fixture
-def begin(registry: Registry, make_run: Callable[..., Run]) -> Callable[..., Run]:
+def begin(registry: Registry, fingerprint: BaseFingerprint, make_run: Callable[..., Run]) -> Begin:
     """Begins a search, as a driver that is killed leaves it."""
 
     def begin(search_id: str = "s1", *, storage: Path | None = None, folder: Path | None = None) -> Run:
         run = make_run(
             folder or (storage or registry.path.with_suffix(".runs")) / "one",
             search_id=search_id,
+            base_content_root=fingerprint.content_root,
             name="one",
             storage_path=storage,
         )

@@ -23,30 +23,16 @@ from rankloom_registry import (
     TrialStarted,
 )
 
-ROOT = "c" * 64
-
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path, fingerprint: BaseFingerprint) -> Registry:
     registry = Registry.open(tmp_path / "registry.duckdb", create=True)
-    base = BaseFingerprint(
-        identity="org/tiny@0123",
-        structure="5" * 64,
-        content_root=ROOT,
-        tensors=2,
-        parameters=10,
-        bytes=20,
-        dtype="bfloat16",
-        tokenizer_sha256=None,
-        chat_template_sha256=None,
-        config={},
-    )
     registry.record(
-        BaseSeen(base=base),
+        BaseSeen(base=fingerprint),
         SearchStarted(
             search_id="s",
             name="tiny",
-            base_content_root=ROOT,
+            base_content_root=fingerprint.content_root,
             dataset={},
             config={},
             metric="eval_loss",
@@ -64,10 +50,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(registry: Registry, folder: Path) -> Callable[..., Recorder]:
+def make(registry: Registry, fingerprint: BaseFingerprint, folder: Path) -> Callable[..., Recorder]:
     def make(keep_top: int = 2) -> Recorder:
         return Recorder(
-            registry, search_id="s", name="tiny", base_content_root=ROOT, adapters=folder, keep_top=keep_top
+            registry,
+            search_id="s",
+            name="tiny",
+            base_content_root=fingerprint.content_root,
+            adapters=folder,
+            keep_top=keep_top,
         )
 
     return make

@@ -29,20 +29,10 @@ def registry(tmp_path: Path) -> Registry:
     return Registry.open(tmp_path / "registry.duckdb", create=True)
 
 
-def seen(number: int) -> BaseSeen:
-    base = BaseFingerprint(
-        identity="org/tiny@0123",
-        structure="5" * 64,
-        content_root="c" * 64,
-        tensors=2,
-        parameters=10,
-        bytes=20,
-        dtype="bfloat16",
-        tokenizer_sha256=None,
-        chat_template_sha256=None,
-        config={},
-    )
-    return BaseSeen(base=base, event_id=f"seen-{number}")
+@pytest.fixture
+def seen(fingerprint: BaseFingerprint) -> Callable[[int], BaseSeen]:
+    """Makes numbered events."""
+    return lambda number: BaseSeen(base=fingerprint, event_id=f"seen-{number}")
 
 
 def numbers(registry: Registry) -> list[int]:
@@ -71,7 +61,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_the_actor_that_owns_the_registry_may_be_killed(registry: Registry) -> None:
+def test_the_actor_that_owns_the_registry_may_be_killed(registry: Registry, seen: Callable[[int], BaseSeen]) -> None:
     count = 0
     with owned(registry.path):
         before = 0
@@ -91,7 +81,7 @@ def test_the_actor_that_owns_the_registry_may_be_killed(registry: Registry) -> N
     assert not Path(f"{registry.path}.wal").exists()
 
 
-def test_a_search_does_without_an_owner_that_cannot_be(registry: Registry) -> None:
+def test_a_search_does_without_an_owner_that_cannot_be(registry: Registry, seen: Callable[[int], BaseSeen]) -> None:
     with Owner(registry.path):  # another search's
         with owned(registry.path):
             registry.record(seen(0))
@@ -104,7 +94,7 @@ def test_a_search_does_without_an_owner_that_cannot_be(registry: Registry) -> No
     assert numbers(registry) == [0, 1, 2, 3]
 
 
-def test_an_owner_takes_over_when_another_one_ends(registry: Registry) -> None:
+def test_an_owner_takes_over_when_another_one_ends(registry: Registry, seen: Callable[[int], BaseSeen]) -> None:
     with ExitStack() as later:
         with Owner(registry.path):
             later.enter_context(owned(registry.path))
