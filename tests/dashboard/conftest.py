@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
 import rankloom_dashboard
+from rankloom_dashboard.jobs.job import board
 from rankloom_dashboard.launch import CHANGES_VARIABLE, REGISTRY_VARIABLE
 from rankloom_registry import (
     AdapterAdded,
@@ -57,6 +58,23 @@ TRIALS: dict[int, tuple[str, int, float, int, int, float, str, float]] = {
     7: ("stopped", 15, 2.52, 16, 16, 4.4e-5, "attention-qv", 0.05),
 }
 KEPT = (0, 2, 5)
+# Markup of each kind that a page might take for its own.
+HOSTILE = (
+    "![x](http://evil.example/a.png) <img src='http://evil.example/b.png'> <script>alert(1)</script> **b** $x^2$ "
+    ":material/home:"
+)
+READ_AS_MARKDOWN = (
+    "title",
+    "header",
+    "subheader",
+    "caption",
+    "markdown",
+    "info",
+    "warning",
+    "error",
+    "success",
+    "metric",
+)
 CHROMIUM_FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -230,6 +248,12 @@ def build(folder: Path) -> Made:
 
 
 @pytest.fixture(scope="session")
+def fingerprint() -> BaseFingerprint:
+    """That of the base of the registry's adapters."""
+    return base()
+
+
+@pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return build(tmp_path_factory.mktemp("registry"))
 
@@ -271,16 +295,15 @@ class Hostile(Made):
 @pytest.fixture(scope="session")
 def hostile(made_once: Made, tmp_path_factory: pytest.TempPathFactory) -> Hostile:
     folder = shutil.copytree(made_once.path.parent, tmp_path_factory.mktemp("hostile") / "registry")
-    text = "![x](http://evil.example/a.png) <img src='http://evil.example/b.png'> <script>alert(1)</script> **b** $x^2$"
     with Registry.open(folder / made_once.path.name) as registry:
         known = registry.adapter(made_once.best)
         registry.record(
-            BaseSeen(base=replace(base("d1"), identity=text, dtype=text)),
+            BaseSeen(base=replace(base("d1"), identity=HOSTILE, dtype=HOSTILE)),
             AdapterAdded(
                 adapter_id="imported-1",
                 name="imported",
                 base_content_root="d1" * 32,
-                params=known.params | {"target_modules": text, text: text},
+                params=known.params | {"target_modules": HOSTILE, HOSTILE: HOSTILE},
                 metrics={"eval_loss": 1.9},
                 artifact_sha256=known.artifact_sha256,
             ),
@@ -288,13 +311,53 @@ def hostile(made_once: Made, tmp_path_factory: pytest.TempPathFactory) -> Hostil
                 evaluation_id="e-2",
                 adapter_id="imported-1",
                 base_content_root="d1" * 32,
-                dataset={"name": text},
-                metrics={text: 1.0},
+                dataset={"name": HOSTILE},
+                metrics={HOSTILE: 1.0},
             ),
-            SearchEnded(search_id=made_once.search_id, status="failed", message=text),
+            SearchEnded(search_id=made_once.search_id, status="failed", message=HOSTILE),
         )
     same = {field.name: getattr(made_once, field.name) for field in fields(Made)}
-    return Hostile(**same | {"path": folder / made_once.path.name, "imported": "imported-1", "text": text})
+    return Hostile(**same | {"path": folder / made_once.path.name, "imported": "imported-1", "text": HOSTILE})
+
+
+@pytest.fixture(scope="session")
+def hostile_text() -> str:
+    """A text that must stay a text."""
+    return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def read_as_markdown() -> Callable[[AppTest], str]:
+    """Everything on a page that Streamlit reads as Markdown, which nothing that others wrote may be."""
+
+    def read(app: AppTest) -> str:
+        elements = [element for kind in READ_AS_MARKDOWN for element in getattr(app, kind)]
+        found = [f"{element.value} {getattr(element, 'label', '')}" for element in elements]
+        return "\n".join((*found, *(expander.label for expander in app.expander)))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def press() -> Callable[[AppTest, str], AppTest]:
+    """Presses the one button of a page that has that label."""
+
+    def press(app: AppTest, label: str) -> AppTest:
+        (button,) = (button for button in app.button if button.label == label)
+        return button.click().run()
+
+    return press
+
+
+@pytest.fixture
+def own_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No work of the dashboard but the test's own, which ends with it."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    board.clear()
+    yield
+    for job in board().all():
+        job.cancel()
+        job.wait(60)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,14 @@ def tagged(made):
 
 
 @pytest.fixture
-def many(made_once, tmp_path: Path) -> Path:
+def many(fingerprint: BaseFingerprint, tmp_path: Path) -> Path:
     """A registry of 120 adapters, whose files were not kept."""
-    with Registry.open(tmp_path / "many.duckdb", create=True) as registry, Registry.open(made_once.path) as other:
-        known = other.bases()[0]
-        base = BaseFingerprint(**{field.name: getattr(known, field.name) for field in fields(BaseFingerprint)})
+    with Registry.open(tmp_path / "many.duckdb", create=True) as registry:
         added = [
             AdapterAdded(
                 adapter_id=f"n-{number:03}",
                 name=f"n-{number:03}",
-                base_content_root=base.content_root,
+                base_content_root=fingerprint.content_root,
                 params={"r": number % 2},
                 metrics={},
                 artifact_sha256="",
@@ -40,7 +37,7 @@ def many(made_once, tmp_path: Path) -> Path:
             )
             for number in range(120)
         ]
-        registry.record(BaseSeen(base=base), *added)
+        registry.record(BaseSeen(base=fingerprint), *added)
     return registry.path
 
 

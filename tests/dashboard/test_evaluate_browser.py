@@ -15,25 +15,27 @@ playwright = pytest.importorskip(
 )
 pytestmark = pytest.mark.browser
 LONG = 120_000  # milliseconds, on a busy machine
-EVIL = "<script>alert(1)</script> ![x](http://evil.example/a.png) **b**"
 
 
-def test_a_row_is_read_in_full(page: Any, serve: Any, made: Any) -> None:
+def test_a_row_is_read_in_full(page: Any, serve: Any, made: Any, hostile_text: str) -> None:
     losses = {BASE: [2.0, 1.0, 1.5], "a1": [1.0, 1.02, 2.5]}
     found = compare("loss", (BASE, losses[BASE]), ("a1", losses["a1"]))
     assert found is not None
     rows = tuple(
         Row(
-            prompt=f"{EVIL} prompt {place}",
+            prompt=f"{hostile_text} prompt {place}",
             expected="the answer",
-            results={who: RowResult(loss=of[place], tokens=1, text=f"{who} says {EVIL}") for who, of in losses.items()},
+            results={
+                who: RowResult(loss=of[place], tokens=1, text=f"{who} says {hostile_text}")
+                for who, of in losses.items()
+            },
         )
         for place in range(3)
     )
     report = Report(
         run="e",  # that of the registry's record e-1
         base_content_root="c0" * 32,
-        dataset={"source": EVIL, "rows": 3},
+        dataset={"source": hostile_text, "rows": 3},
         max_new_tokens=8,
         subjects=tuple(Subject(subject=who, name=who, metrics={"eval_loss": 1.5}) for who in losses),
         comparisons=(found,),
@@ -51,8 +53,8 @@ def test_a_row_is_read_in_full(page: Any, serve: Any, made: Any) -> None:
     table.click(position={"x": 16, "y": 35 + 17})
     playwright.expect(page.get_by_role("heading", name="Row 2")).to_be_visible(timeout=LONG)
     shown = page.get_by_test_id("stCode")
-    playwright.expect(shown.filter(has_text=f"{EVIL} prompt 2")).to_be_visible()
-    playwright.expect(shown.filter(has_text=f"a1 says {EVIL}")).to_be_visible()
+    playwright.expect(shown.filter(has_text=f"{hostile_text} prompt 2")).to_be_visible()
+    playwright.expect(shown.filter(has_text=f"a1 says {hostile_text}")).to_be_visible()
     playwright.expect(page.locator("img[src*=evil], a[href*=evil]")).to_have_count(0)
     assert "evaluation=e&" in page.url + "&"
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,37 +16,11 @@ from rankloom.evaluation.significance import compare
 from rankloom_dashboard import access
 from rankloom_dashboard.access import Visitor
 from rankloom_dashboard.jobs.job import board
-from rankloom_dashboard.launch import CHANGES_VARIABLE
 from rankloom_registry import Registry
 
 EVALUATE = "views/evaluate.py"
-READ_AS_MARKDOWN = (
-    "markdown",
-    "title",
-    "header",
-    "subheader",
-    "caption",
-    "error",
-    "warning",
-    "info",
-    "success",
-    "metric",
-)
-
-
-@pytest.fixture(autouse=True)
-def own_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    board.clear()  # type: ignore[attr-defined]
-    yield
-    for job in board().all():
-        job.cancel()
-        job.wait(60)
-
-
-def press(app: AppTest, label: str) -> AppTest:
-    return next(button for button in app.button if button.label == label).click().run()
+pytestmark = pytest.mark.usefixtures("own_jobs", "changing")
+Press = Callable[[AppTest, str], AppTest]
 
 
 def codes(app: AppTest) -> list[str]:
@@ -58,7 +31,7 @@ def texts(app: AppTest) -> str:
     return " ".join(element.value for element in app.text)
 
 
-def test_an_evaluation_from_the_button_to_the_rows(run_page: Callable[..., AppTest], world: Any) -> None:
+def test_an_evaluation_from_the_button_to_the_rows(run_page: Callable[..., AppTest], world: Any, press: Press) -> None:
     good, slow = world.adapters
     query = {"ids": f"{good},{slow}", "metrics": ["Loss", "ROUGE-L"], "limit": "8", "tokens": "6"}
     app = run_page(world.registry, EVALUATE, **query)
@@ -94,6 +67,7 @@ def test_an_evaluation_from_the_button_to_the_rows(run_page: Callable[..., AppTe
 def test_the_page_and_the_command_line_give_the_same_figures(
     run_page: Callable[..., AppTest],
     world: Any,
+    press: Press,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -115,7 +89,9 @@ def test_the_page_and_the_command_line_give_the_same_figures(
     assert recorded[0].metrics == recorded[1].metrics
 
 
-def test_an_evaluation_can_be_cancelled_and_its_failure_is_read(run_page: Callable[..., AppTest], world: Any) -> None:
+def test_an_evaluation_can_be_cancelled_and_its_failure_is_read(
+    run_page: Callable[..., AppTest], world: Any, press: Press
+) -> None:
     app = run_page(world.registry, EVALUATE, ids=world.adapters[0])
     press(app, "Start")
     (job,) = board().all("evaluate")
@@ -155,7 +131,9 @@ def test_an_evaluation_without_rows_shows_what_was_recorded(run_page: Callable[.
     assert app.dataframe[0].value["perplexity"][0] == 7.8555
 
 
-def test_what_others_wrote_stays_text(run_page: Callable[..., AppTest], hostile: Any, made_once: Any) -> None:
+def test_what_others_wrote_stays_text(
+    run_page: Callable[..., AppTest], hostile: Any, read_as_markdown: Callable[[AppTest], str]
+) -> None:
     evil = hostile.text + "x" * 1_000_000
     values = {"a1": 1.0, BASE: 2.0}
     rows = tuple(
@@ -183,7 +161,5 @@ def test_what_others_wrote_stays_text(run_page: Callable[..., AppTest], hostile:
     app = run_page(hostile.path, EVALUATE, evaluation="e", ids=hostile.imported)
     assert not app.exception
     assert "evil.example" in texts(app)
-    for kind in READ_AS_MARKDOWN:
-        for element in getattr(app, kind):
-            assert "evil" not in f"{element.value} {getattr(element, 'label', '')}"
+    assert "evil" not in read_as_markdown(app)
     assert max(len(str(cell)) for frame in app.dataframe for cell in frame.value.to_numpy().flatten()) < 1_000

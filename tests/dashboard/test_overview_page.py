@@ -119,14 +119,13 @@ def test_what_is_wrong_needs_attention(look, made) -> None:
     assert list(table(app, "1 promotion was")["reason"]) == ["worse than it may be"]
 
 
-def test_all_files_are_verified_by_a_program_of_its_own(look, made) -> None:
+def test_all_files_are_verified_by_a_program_of_its_own(look, press, own_jobs, made) -> None:
     with Registry.open(made.path) as registry:
         weights = registry.adapter(made.second).artifact_path / "adapter_model.safetensors"
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     app = look(made.path)
-    (button,) = (button for button in app.button if button.label == "Verify all files")
-    button.click().run()
+    press(app, "Verify all files")
     (job,) = board().all("verify")
     assert job.wait(60) == "done"
     app.run()
@@ -135,7 +134,7 @@ def test_all_files_are_verified_by_a_program_of_its_own(look, made) -> None:
     assert any("3 adapters verified" in caption.value for caption in app.caption)
 
 
-def test_nothing_is_read_as_markdown(look, hostile) -> None:
+def test_nothing_is_read_as_markdown(look, hostile, read_as_markdown) -> None:
     with Registry.open(hostile.path) as registry:
         registry.record(
             TrialStarted(trial_id="t-new", search_id=hostile.search_id, number=8, params={"r": 4}),
@@ -143,7 +142,4 @@ def test_nothing_is_read_as_markdown(look, hostile) -> None:
     app = look(hostile.path)
     assert not app.exception
     assert "evil" in str([one.value for one in app.dataframe])
-    for kind in ("title", "subheader", "caption", "markdown", "info", "warning", "error", "success", "metric"):
-        for element in getattr(app, kind):
-            assert "evil" not in f"{element.value} {getattr(element, 'label', '')}"
-    assert not any("evil" in expander.label for expander in app.expander)
+    assert "evil" not in read_as_markdown(app)

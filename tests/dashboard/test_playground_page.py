@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,27 +11,13 @@ from streamlit.testing.v1 import AppTest
 
 from rankloom_dashboard import access
 from rankloom_dashboard.access import Visitor
-from rankloom_dashboard.jobs.job import board
 from rankloom_dashboard.jobs.playground import Answer, Playground, Turn
 from rankloom_dashboard.launch import CHANGES_VARIABLE
 
 PLAYGROUND = "views/playground.py"
+pytestmark = pytest.mark.usefixtures("own_jobs", "changing")
+Press = Callable[[AppTest, str], AppTest]
 PROMPT = "negate : the girl has loved the farm = <b>**now**</b>"
-
-
-@pytest.fixture(autouse=True)
-def own_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    board.clear()  # type: ignore[attr-defined]
-    yield
-    for job in board().all():
-        job.cancel()
-        job.wait(60)
-
-
-def press(app: AppTest, label: str) -> AppTest:
-    return next(button for button in app.button if button.label == label).click().run()
 
 
 def texts(app: AppTest) -> list[str]:
@@ -47,7 +31,7 @@ def until(what: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_a_conversation_with_base_and_adapters(run_page: Callable[..., AppTest], trained: Any) -> None:
+def test_a_conversation_with_base_and_adapters(run_page: Callable[..., AppTest], trained: Any, press: Press) -> None:
     good, slow = trained.adapters
     app = run_page(trained.registry, PLAYGROUND, ids=f"{good},{slow}", tokens="12", temperature="0.8", seed="3")
     assert not app.exception and not app.chat_input
@@ -92,7 +76,7 @@ def test_a_conversation_with_base_and_adapters(run_page: Callable[..., AppTest],
 
 
 def test_somebody_elses_model_is_left_alone(
-    run_page: Callable[..., AppTest], trained: Any, monkeypatch: pytest.MonkeyPatch
+    run_page: Callable[..., AppTest], trained: Any, press: Press, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "visitor", lambda: Visitor(who="ada@example.org", role="editor"))
     ada = run_page(trained.registry, PLAYGROUND, ids=trained.adapters[0])
@@ -114,7 +98,9 @@ def test_who_may_only_look_loads_nothing(
     assert any("--allow-changes" in element.value for element in app.info)
 
 
-def test_a_model_that_cannot_be_loaded_is_a_message(run_page: Callable[..., AppTest], trained: Any) -> None:
+def test_a_model_that_cannot_be_loaded_is_a_message(
+    run_page: Callable[..., AppTest], trained: Any, press: Press
+) -> None:
     app = run_page(trained.registry, PLAYGROUND, ids=trained.adapters[0], at="/no/such/base")
     press(app, "Load the model")
     playground = app.session_state["playground"]
@@ -124,9 +110,15 @@ def test_a_model_that_cannot_be_loaded_is_a_message(run_page: Callable[..., AppT
     assert any(button.label == "Load the model" for button in app.button)
 
 
-def test_what_a_model_wrote_stays_text_and_is_cut(run_page: Callable[..., AppTest], trained: Any) -> None:
+def test_what_a_model_wrote_stays_text_and_is_cut(
+    run_page: Callable[..., AppTest],
+    trained: Any,
+    press: Press,
+    hostile_text: str,
+    read_as_markdown: Callable[[AppTest], str],
+) -> None:
     """A conversation as another model might make it."""
-    evil = "![x](http://evil.example/a.png) <script>alert(1)</script> $x^2$ \x00" + "x" * 1_000_000
+    evil = hostile_text + "\x00" + "x" * 1_000_000
     app = run_page(trained.registry, PLAYGROUND, ids=trained.adapters[0])
     press(app, "Load the model")
     playground: Playground = app.session_state["playground"]
@@ -138,6 +130,4 @@ def test_what_a_model_wrote_stays_text_and_is_cut(run_page: Callable[..., AppTes
     assert not app.exception
     assert sum("evil.example" in text for text in texts(app)) == 2
     assert max(map(len, texts(app))) < 21_000
-    for kind in ("markdown", "title", "caption", "error", "info", "warning"):
-        for element in getattr(app, kind):
-            assert "evil" not in element.value
+    assert "evil" not in read_as_markdown(app)
