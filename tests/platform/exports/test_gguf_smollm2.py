@@ -58,11 +58,11 @@ def exported(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return export
 
 
-# In fp32, every clear choice is the same. In bf16 llama.cpp rounds what it multiplies the weights with: two tokens that
+# The other types: tests of the tiny model, and benchmarks/gguf_parity.py. In fp32, every clear choice is the same. In bf16 llama.cpp rounds what it multiplies the weights with: two tokens that
 # are as close as that noise, 0.014 nats in the mean, can change places.
 @pytest.mark.parametrize(
     ("type", "agreement", "mean_delta"),
-    [("f32", 1.0, 0.001), ("f16", 1.0, 0.005), ("bf16", 0.98, 0.03), ("q8_0", 0.9, 0.2)],
+    [("f32", 1.0, 0.001), ("bf16", 0.98, 0.03)],
 )
 def test_a_real_model(
     exported: Callable[[str], Path], said: list[ModelOnText], type: str, agreement: float, mean_delta: float
