@@ -1,40 +1,11 @@
 from __future__ import annotations
 
-from urllib.parse import parse_qs, urlsplit
-
 import pytest
+from browsing import MINUTE, playwright, says, settle, visit
 
 from rankloom_registry import AdapterAnnotated, Registry
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
-)
 pytestmark = pytest.mark.browser
-MINUTE = 60_000
-
-
-def visit(page: playwright.Page, url: str, title: str) -> None:
-    page.goto(url)
-    playwright.expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=MINUTE)
-    settle(page)
-
-
-def settle(page: playwright.Page) -> None:
-    playwright.expect(page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]')).to_be_visible(
-        timeout=MINUTE
-    )
-    playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)
-
-
-def says(page: playwright.Page, **expected: str | None) -> None:
-    """Waits until the address holds these values."""
-
-    def holds(url: str) -> bool:
-        held = parse_qs(urlsplit(url).query)
-        return all(held.get(key, [None])[0] == value for key, value in expected.items())
-
-    page.wait_for_url(holds, timeout=MINUTE)
-    settle(page)
 
 
 @pytest.fixture(scope="module")

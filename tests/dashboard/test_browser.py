@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from browsing import playwright, settle, visit
 
 from rankloom_dashboard import elements
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
-)
 pytestmark = pytest.mark.browser
 VIEWS = sorted(path.stem for path in Path(elements.__file__).with_name("views").glob("*.py") if path.stem != "__init__")
 PATHS = ["" if name == Path(elements.OVERVIEW).stem else name for name in VIEWS]
@@ -20,19 +18,6 @@ PATHS = ["" if name == Path(elements.OVERVIEW).stem else name for name in VIEWS]
 def address(serve, made_once) -> str:
     _, port = serve(made_once.path)
     return f"http://127.0.0.1:{port}"
-
-
-def visit(page: playwright.Page, url: str) -> None:
-    page.goto(url)
-    playwright.expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=60_000)
-    settle(page)
-
-
-def settle(page: playwright.Page) -> None:
-    playwright.expect(page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]')).to_be_visible(
-        timeout=60_000
-    )
-    playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)
 
 
 def fits(page: playwright.Page) -> bool:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
+from browsing import playwright, points, wait_for_points
 
 from rankloom_registry import Registry, SearchEnded, SearchStarted, TrialEnded, TrialReported, TrialStarted
 from rankloom_registry.store.owner import Owner
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
-)
 pytestmark = pytest.mark.browser
-POINTS = """() => document.querySelectorAll('.js-plotly-plot')[0]?.data
-    .flatMap(trace => Array.from(trace.y)).filter(y => y !== null).length ?? 0"""
-
-
-def wait_for_points(page: playwright.Page, count: int, seconds: float = 60) -> None:
-    """Wait for points on the first chart; the page's own policy forbids Playwright's way to wait, which evaluates."""
-    deadline = time.monotonic() + seconds
-    while page.evaluate(POINTS) != count:
-        assert time.monotonic() < deadline, f"{page.evaluate(POINTS)} points, not {count}"
-        page.wait_for_timeout(100)
 
 
 @pytest.fixture
@@ -92,7 +79,7 @@ def test_a_running_search_is_watched_until_it_ends(page, serve, made) -> None:
         _, port = serve(made.path)
         page.goto(f"http://127.0.0.1:{port}/search?search=live")
         playwright.expect(page.get_by_text("0 of 2 trials finished")).to_be_visible(timeout=60_000)
-        wait_for_points(page, 1)
+        wait_for_points(page, lambda found: found == 1)
         page.evaluate("window.neverReloaded = true")
         grid = page.get_by_test_id("stDataFrame")
 
@@ -103,7 +90,7 @@ def test_a_running_search_is_watched_until_it_ends(page, serve, made) -> None:
         playwright.expect(losses("3")).to_be_attached(timeout=30_000)
 
         registry.record(report("live", 1, 10, 2.75), report("live", 0, 20, 2.5))
-        wait_for_points(page, 3)
+        wait_for_points(page, lambda found: found == 3)
         playwright.expect(losses("2.75")).to_be_attached(timeout=30_000)
         playwright.expect(losses("2.5")).to_be_attached(timeout=30_000)
         playwright.expect(page.get_by_test_id("stMetricValue").get_by_text("2.5000")).to_be_visible()
@@ -114,6 +101,6 @@ def test_a_running_search_is_watched_until_it_ends(page, serve, made) -> None:
     playwright.expect(page.get_by_text("trials finished")).to_have_count(0, timeout=30_000)
     playwright.expect(page.get_by_test_id("stMetricValue").get_by_text("2.2500")).to_be_visible()
     playwright.expect(page.get_by_text("completed", exact=True).first).to_be_visible()
-    assert page.evaluate(f"({POINTS})()") == 4
+    assert points(page) == 4
     assert page.evaluate("window.neverReloaded")
     playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)

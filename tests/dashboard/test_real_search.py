@@ -11,17 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browsing import MINUTE, playwright, points, settle, visit, wait_for_points
 
 from rankloom_registry import Registry
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
-)
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-MINUTE = 60_000  # ms
 LONG = 100_000  # steps: more than anybody waits for
-POINTS = """() => document.querySelectorAll('.js-plotly-plot')[0]?.data
-    .flatMap(trace => Array.from(trace.y)).filter(y => y !== null).length ?? 0"""
 
 
 @pytest.fixture
@@ -51,22 +46,6 @@ def search(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Iterator[subpro
     if started.poll() is None:
         started.send_signal(signal.SIGINT)
     started.communicate(timeout=120)
-
-
-def settle(page: playwright.Page) -> None:
-    playwright.expect(page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]')).to_be_visible(
-        timeout=MINUTE
-    )
-    playwright.expect(page.locator('[data-testid="stException"]')).to_have_count(0)
-
-
-def more_points(page: playwright.Page, than: int) -> int:
-    """Waits for the curves to grow, and says how many points they have then."""
-    for _ in range(1800):  # a lane starts, and loads its base
-        if (points := page.evaluate(POINTS)) > than:
-            return points
-        page.wait_for_timeout(100)
-    raise AssertionError(f"no more than {than} points in three minutes")
 
 
 def stop(page: playwright.Page, number: int, why: str) -> None:
@@ -103,8 +82,9 @@ def test_a_search_is_watched_steered_and_looked_at(
     playwright.expect(page.get_by_text("0 of 2 trials finished")).to_be_visible(timeout=MINUTE)
 
     page.evaluate("window.neverReloaded = true")
-    points = more_points(page, than=2)
-    points = more_points(page, than=points)
+    # A lane starts first, and loads its base.
+    few = wait_for_points(page, lambda found: found > 2, seconds=180)
+    wait_for_points(page, lambda found: found > few)
     stop(page, 0, "it learns nothing")
     playwright.expect(page.get_by_text("1 of 2 trials finished")).to_be_visible(timeout=MINUTE)
     page.get_by_role("button", name="Add trials").click()
@@ -114,12 +94,13 @@ def test_a_search_is_watched_steered_and_looked_at(
     playwright.expect(page.get_by_text("1 of 3 trials finished")).to_be_visible(timeout=MINUTE)
     stop(page, 1, "enough")
     playwright.expect(page.get_by_text("2 of 3 trials finished")).to_be_visible(timeout=MINUTE)
-    points = more_points(page, than=page.evaluate(POINTS))
+    many = points(page)
+    wait_for_points(page, lambda found: found > many)
     stop(page, 2, "enough")
     playwright.expect(page.get_by_text("trials finished")).to_have_count(0, timeout=2 * MINUTE)
     playwright.expect(page.get_by_text("completed", exact=True).first).to_be_visible()
     assert page.evaluate("window.neverReloaded")
-    assert page.evaluate(POINTS) > points
+    assert points(page) > many
     output, _ = search.communicate(timeout=120)
     assert search.returncode == 0, output
 
@@ -144,7 +125,5 @@ def test_a_search_is_watched_steered_and_looked_at(
         (f"playground?ids={ids[0]}", "Playground"),
         (f"promote?adapter={ids[0]}", "Promote"),
     ):
-        page.goto(f"{address}/{name}")
-        playwright.expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=MINUTE)
-        settle(page)
+        visit(page, f"{address}/{name}", title)
         playwright.expect(page.locator('[data-testid="stAlertContentError"]')).to_have_count(0)

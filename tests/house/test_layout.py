@@ -31,4 +31,14 @@ def test_each_source_root_holds_one_typed_package(root: Path, folder: str) -> No
 
 def test_tests_mirror_the_source_roots(root: Path) -> None:
     mirrored = {path.name for path in (root / "tests").iterdir() if path.is_dir() and not path.name.startswith("__")}
-    assert mirrored <= {"platform", "registry", "search_spaces", "dashboard", "house", "benchmarks", "examples", "docs"}
+    assert mirrored <= {
+        "platform",
+        "registry",
+        "search_spaces",
+        "dashboard",
+        "house",
+        "benchmarks",
+        "examples",
+        "docs",
+        "support",
+    }

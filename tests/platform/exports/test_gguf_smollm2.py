@@ -58,8 +58,9 @@ def exported(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return export
 
 
-# The other types: tests of the tiny model, and benchmarks/gguf_parity.py. In fp32, every clear choice is the same. In bf16 llama.cpp rounds what it multiplies the weights with: two tokens that
-# are as close as that noise, 0.014 nats in the mean, can change places.
+# The other types: tests of the tiny model, and benchmarks/gguf_parity.py. In fp32, every clear choice is the same. In
+# bf16 llama.cpp rounds what it multiplies the weights with: two tokens that are as close as that noise, 0.014 nats in
+# the mean, can change places.
 @pytest.mark.parametrize(
     ("type", "agreement", "mean_delta"),
     [("f32", 1.0, 0.001), ("bf16", 0.98, 0.03)],
