@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 _RESAMPLES = 10_000
 _LEVEL = 0.95
+_ROWS_AT_ONCE = 1 << 18  # that are drawn: a few megabytes
 
 
 def paired_interval(
@@ -29,20 +30,22 @@ def paired_interval(
         seed: Of the draws.
 
     Returns:
-        Ends of the 95% interval of `(sum(after) - sum(before)) / sum(weights)`; None for a single row.
+        Ends of the 95% interval of `(sum(after) - sum(before)) / sum(weights)`; None for a single row, and where a
+        total is no finite number.
     """
-    weight = np.asarray(weights, dtype=np.float64)
+    old, new, weight = (np.asarray(side, dtype=np.float64) for side in (before, after, weights))
     count = len(weight)
-    if count < 2:
+    if count < 2 or not np.isfinite([old, new]).all():
         return None
-    difference = np.asarray(after) - np.asarray(before)
+    difference = new - old
     draws = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for index in range(resamples):
-        chosen = draws.integers(count, size=count)
-        means[index] = difference[chosen].sum() / weight[chosen].sum()
+    at_once = max(1, _ROWS_AT_ONCE // count)
+    means = []
+    for start in range(0, resamples, at_once):
+        chosen = draws.integers(count, size=(min(at_once, resamples - start), count))
+        means.append(difference[chosen].sum(axis=1) / weight[chosen].sum(axis=1))
     tail = 100 * (1 - _LEVEL) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,9 +13,11 @@ from rankloom.evaluation.bootstrap import paired_interval
 # From which difference on a row counts as worse: nats a token, or a share.
 MARGINS = {"loss": 0.1, "exact_match": 0.0, "rouge_l": 0.1}
 LOWER_IS_BETTER = ("loss",)
+LEAST_ROWS = 6  # that decide: of fewer, all on one side come about by chance in more than 1 of 20 cases, 2 / 2**rows
 _FLIPS = 10_000
 _FLIPS_AT_ONCE = 100
 _Values = np.ndarray[Any, np.dtype[np.float64]]
+_Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Verdict = Literal["better", "worse", "undecided"]
 
 
@@ -30,7 +31,8 @@ class Comparison:
         after: Who is compared.
         rows: On how many rows both have a value.
         difference: `after`'s mean less that of `before`; of a loss, over tokens.
-        low: Lower end of its 95% interval, by a paired bootstrap over rows; None for a single row.
+        low: Lower end of its 95% interval, by a paired bootstrap over rows; None for a single row, and where a value is
+            not finite.
         high: Its upper end.
         p: Probability of a difference as large if the two were alike: McNemar's exact test for values of 0 and 1, else
             signs of the differences flipped at random. Not corrected for the number of comparisons; None where a value
@@ -38,7 +40,8 @@ class Comparison:
         wins: Rows on which `after` is better by more than the margin.
         regressions: Places of the rows on which it is worse by more than the margin, the worst first.
         margin: That margin.
-        verdict: 'better' or 'worse' if the whole interval lies on that side of none, else 'undecided'.
+        verdict: 'better' or 'worse' if there are six rows or more and the whole interval lies on that side of none, or
+            if there are rows on which one of the two alone gives a number; else 'undecided'.
     """
 
     metric: str
@@ -97,10 +100,11 @@ def compare(
     lower = metric in LOWER_IS_BETTER if higher_is_better is None else not higher_is_better
     margin = MARGINS.get(metric, 0.0)
     won = (old - new) if lower else (new - old)
-    broken = np.isfinite(old) & ~np.isfinite(new)  # a model that gives no number on a row is worse there
-    finite = bool(np.isfinite(old).all() and np.isfinite(new).all())
-    low, high = _interval(old, new, weight) if finite else (None, None)
-    worse = np.flatnonzero(broken | (won < -margin)).tolist()
+    # A model that gives no number on a row is worse there than one that does.
+    mended, broken = np.isfinite(new) & ~np.isfinite(old), np.isfinite(old) & ~np.isfinite(new)
+    finite = bool(np.isfinite([old, new]).all())
+    low, high = paired_interval(old * weight, new * weight, weight) or (None, None)
+    better, worse = mended | (won > margin), np.flatnonzero(broken | (won < -margin)).tolist()
     return Comparison(
         metric=metric,
         before=before[0],
@@ -109,16 +113,12 @@ def compare(
         difference=float(((new - old) * weight).sum() / weight.sum()),
         low=low,
         high=high,
-        p=_p(won, weight) if finite else None,
-        wins=int((won > margin).sum()),
+        p=_p(old, new, weight) if finite else None,
+        wins=int(better.sum()),
         regressions=tuple(places[row] for row in sorted(worse, key=lambda row: (not broken[row], won[row]))),
         margin=margin,
-        verdict="worse" if broken.any() else _verdict(low, high, lower),
+        verdict=_verdict(low, high, lower) if finite and len(pairs) >= LEAST_ROWS else _broken(mended, broken),
     )
-
-
-def _interval(old: _Values, new: _Values, weight: _Values) -> tuple[float | None, float | None]:
-    return paired_interval(old * weight, new * weight, weight) or (None, None)
 
 
 def _verdict(low: float | None, high: float | None, lower_is_better: bool) -> Verdict:
@@ -127,15 +127,25 @@ def _verdict(low: float | None, high: float | None, lower_is_better: bool) -> Ve
     return "better" if (high < 0) == lower_is_better else "worse"
 
 
-def _p(won: _Values, weight: _Values) -> float:
-    return _mcnemar(won) if set(won) <= {-1.0, 0.0, 1.0} else _flipped_signs(won * weight)
+def _broken(mended: _Flags, broken: _Flags) -> Verdict:
+    if mended.any() == broken.any():
+        return "undecided"
+    return "worse" if broken.any() else "better"
 
 
-def _mcnemar(won: _Values) -> float:
+def _p(old: _Values, new: _Values, weight: _Values) -> float:
+    differences = new - old
+    return _mcnemar(differences) if {*old, *new} <= {0.0, 1.0} else _flipped_signs(differences * weight)
+
+
+def _mcnemar(differences: _Values) -> float:
     """The exact test of McNemar (1947): two-sided binomial over the rows on which the two disagree."""
-    better, worse = int((won > 0).sum()), int((won < 0).sum())
-    tail = sum(math.comb(better + worse, count) for count in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / (1 << (better + worse)))
+    rows, fewer = int((differences != 0).sum()), int(min((differences > 0).sum(), (differences < 0).sum()))
+    tail = ways = 1
+    for count in range(fewer):  # each binomial coefficient from the one before, as `math.comb` begins anew
+        ways = ways * (rows - count) // (count + 1)
+        tail += ways
+    return min(1.0, 2 * tail / (1 << rows))
 
 
 def _flipped_signs(differences: _Values, *, seed: int = 0) -> float:

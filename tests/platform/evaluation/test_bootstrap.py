@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -24,3 +26,9 @@ def test_an_interval_depends_on_nothing_but_the_rows() -> None:
     assert paired_interval([1], [2], [2]) is None
     low, high = mean_interval([4, 6, 9], [2, 3, 4]) or (0, 0)
     assert low == 2 and high == pytest.approx(9 / 4)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_what_is_no_number_has_no_interval(odd: float) -> None:
+    assert mean_interval([4, odd, 9], [2, 3, 4]) is None
+    assert paired_interval([4, odd, 9], [4, odd, 8], [2, 3, 4]) is None

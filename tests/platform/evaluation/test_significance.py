@@ -74,13 +74,38 @@ def test_a_model_that_gives_no_number_is_worse() -> None:
     assert found.verdict == "worse" and found.regressions == (1,) and found.p is None and found.low is None
 
 
-def test_a_single_row_decides_nothing() -> None:
-    found = of("loss", [1.0], [0.2])
-    assert (found.verdict, found.low, found.high) == ("undecided", None, None)
-    assert found.p == 1
+def test_two_models_that_change_places_change_their_verdict_only() -> None:
+    """Also where a base gives no number on a row that its adapter has mended."""
+    mirrored = {"better": "worse", "worse": "better", "undecided": "undecided"}
+    whole = [1.0, 1.0, 1.0]
+    for losses in ([math.nan, 0.5, 0.2], [math.inf, 0.5, 0.2], [0.5] * 3, [math.nan, math.inf, math.nan]):
+        there, back = of("loss", whole, losses), of("loss", losses, whole)
+        assert mirrored[there.verdict] == back.verdict
+        assert (there.wins, len(there.regressions)) == (len(back.regressions), back.wins)
+    mended = of("loss", [math.nan, 1.0], [0.5, 1.0])
+    assert (mended.verdict, mended.wins, mended.regressions) == ("better", 1, ())
+    each_breaks_one = of("loss", [math.nan, 1.0], [1.0, math.nan])
+    assert (each_breaks_one.verdict, each_breaks_one.wins, each_breaks_one.regressions) == ("undecided", 1, (1,))
+
+
+@pytest.mark.parametrize(("rows", "verdict"), [(1, "undecided"), (2, "undecided"), (5, "undecided"), (6, "better")])
+def test_fewer_than_six_rows_decide_nothing(rows: int, verdict: str) -> None:
+    """Even if all are better: of five rows that come about by chance once in 2 / 2**5 times."""
+    found = of("loss", [1.0 + 0.1 * row for row in range(rows)], [0.2 + 0.11 * row for row in range(rows)])
+    assert found.verdict == verdict
+    assert found.p == pytest.approx(2 / 2**rows, rel=0.2) and (found.p < 0.05) == (verdict == "better")
+    assert (found.low is None) == (rows == 1)
+
+
+def test_only_values_of_0_and_1_are_tested_as_mcnemar_does() -> None:
+    """Nine rows of one token are better by exactly 1, and one of a hundred tokens is worse by that."""
+    before, after = [3.0] * 9 + [2.0], [2.0] * 9 + [3.0]
+    found = of("loss", before, after, weights=[1.0] * 9 + [100.0])
+    assert found.difference > 0 and found.p is not None and found.p > 0.5
+    assert of("exact_match", [0.0] * 10, [1.0] * 10).p == 2 / 2**10
 
 
 def test_where_lower_is_better_can_be_said() -> None:
-    found = of("my.word_perplexity", [3.0] * 5, [2.0] * 5, higher_is_better=False)
-    assert found.verdict == "better" and found.wins == 5
+    found = of("my.word_perplexity", [3.0] * 6, [2.0] * 6, higher_is_better=False)
+    assert found.verdict == "better" and found.wins == 6
     assert json.loads(json.dumps(found.to_dict()))["regressions"] == []
