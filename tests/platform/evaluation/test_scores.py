@@ -18,10 +18,15 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence() -> None:
         ("", "", 1.0),
         ("", "a word", 0.0),
         ("a word", "", 0.0),
-        ("...", "?!", 1.0),  # no word in either
+        ("...", "?!", 0.0),  # no word in either, and not the same
+        ("<", ">", 0.0),
+        (" < ", "<", 1.0),
+        ("snake_case", "snake case", 1.0),  # as in rouge-score, which takes a to z and 0 to 9
         ("Alpha, beta!", "alpha beta", 1.0),
         ("beta alpha", "alpha beta", 0.5),
         ("Überraschung für Ödön", "überraschung für ödön", 1.0),  # letters beyond a to z are letters
+        ("u\u0308ber", "\u00fcber", 1.0),  # one letter, written in two ways
+        ("हिन्दी भाषा", "हिन्दू भाषा", 0.5),  # marks belong to their letters
         ("один два три", "один три", 0.8),
     ],
 )
