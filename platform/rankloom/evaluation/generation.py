@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def generate_greedily(
     """
     tokenizer = resident.tokenizer
     device = next(model.parameters()).device
+    ends = sorted(end_ids(model, tokenizer)) or None
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
@@ -47,20 +49,14 @@ def generate_greedily(
         # On the left, so that what is generated follows the prompt at once.
         ids = [[tokenizer.pad_token_id] * (width - len(prompts[index])) + prompts[index] for index in batch]
         mask = [[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in batch]
-        with evaluating(model), torch.no_grad(), autocast(device, resident.compute_dtype):
+        with evaluating(model), _own_settings(model), torch.no_grad(), autocast(device, resident.compute_dtype):
             output = model.generate(
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
-                # A base's own settings for generation (sampling, penalties) have no part in it.
                 do_sample=False,
                 num_beams=1,
-                temperature=1.0,
-                top_p=1.0,
-                top_k=50,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(end_ids(model, tokenizer)) or None,
+                eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
             )
@@ -69,6 +65,19 @@ def generate_greedily(
         if on_batch is not None:
             on_batch(start + len(batch), len(order))
     return texts
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Keep the settings that a base brings for generation (sampling, penalties, forbidden words) out of it."""
+    from transformers import GenerationConfig
+
+    base = _base_of(model)
+    theirs, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = theirs
 
 
 def end_ids(model: Any, tokenizer: Any) -> set[int]:
@@ -124,7 +133,7 @@ class Continuation:
     def text(self) -> str:
         """What was said so far, without special tokens."""
         text = str(self._resident.tokenizer.decode(self.tokens, skip_special_tokens=True))
-        return text if self.ended else text.removesuffix("\ufffd")  # a letter of which some bytes are still to come
+        return text if self.ended else text.rstrip("\ufffd")  # a letter of which some bytes are still to come
 
     def step(self, model: Any) -> None:
         """Add a token.
@@ -164,5 +173,8 @@ class Continuation:
 
 def _last_only(model: Any) -> dict[str, int]:
     """What keeps a model from scoring every token of a prompt, which may need more memory than itself."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(_base_of(model).forward).parameters else {}
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteFallback
+from tokenizers.models import BPE
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from rankloom.evaluation.base import BASE, SharedBase
 from rankloom.evaluation.generation import Continuation, Sampling, end_ids, generate_greedily
@@ -103,17 +108,43 @@ def test_half_a_letter_is_not_shown(shared: SharedBase) -> None:
     assert answer.text == "the "
 
 
+def test_a_letter_of_which_several_bytes_are_there_is_not_shown(shared: SharedBase) -> None:
+    """A tokenizer that falls back to bytes writes a sign of its own for each of them."""
+    smile = [f"<0x{byte:02X}>" for byte in "🙂".encode()]
+    model = BPE(vocab={token: place for place, token in enumerate(["a", *smile])}, merges=[], byte_fallback=True)
+    bytewise = Tokenizer(model)
+    bytewise.decoder = ByteFallback()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise)
+    answer = Continuation([0], replace(shared.resident, tokenizer=tokenizer), Sampling())
+    shown = []
+    for token in (0, 1, 2, 3, 4):
+        answer.tokens.append(token)
+        shown.append(answer.text)
+    assert shown == ["a", "a", "a", "a", "a🙂"]
+
+
 def test_the_bases_own_settings_for_generation_have_no_part(shared: SharedBase) -> None:
-    config = shared.model.get_base_model().generation_config
+    base = shared.model.get_base_model()
+    theirs = base.generation_config
     with shared.active(BASE) as model:
         before = generate_greedily(model, shared.resident, [ids(shared, PROMPTS[0])], max_new_tokens=16)
-        config.repetition_penalty, config.do_sample, config.temperature = 5.0, True, 3.0
+        told = ids(shared, before[0])
+        base.generation_config = GenerationConfig(
+            repetition_penalty=5.0,
+            do_sample=True,
+            temperature=3.0,
+            suppress_tokens=told[:1],
+            bad_words_ids=[told[-1:]],
+            num_return_sequences=2,
+            eos_token_id=theirs.eos_token_id,
+        )
         try:
             torch.manual_seed(0)
             after = generate_greedily(model, shared.resident, [ids(shared, PROMPTS[0])], max_new_tokens=16)
+            assert base.generation_config.repetition_penalty == 5.0
         finally:
-            config.repetition_penalty, config.do_sample, config.temperature = None, None, None
-    assert before == after
+            base.generation_config = theirs
+    assert told and before == after
 
 
 def test_the_base_is_untouched_in_the_end(trained: Any) -> None:
