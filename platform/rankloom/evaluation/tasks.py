@@ -108,12 +108,34 @@ def run_tasks(
         for name, values in (found["results"] | found.get("groups", {})).items():
             metrics |= {f"{name}.{_plain(key)}": value for key, value in values.items() if _is_figure(key, value)}
         for metric, better in found["higher_is_better"].get(task, {}).items():
-            values = [sample[metric] for sample in found.get("samples", {}).get(task, []) if metric in sample]
-            if values and better is not None and all(isinstance(value, int | float) for value in values):
-                by_document[f"{task}.{metric}"] = [float(value) for value in values]
-                higher[f"{task}.{metric}"] = bool(better)
+            if better is None:
+                continue
+            for name, numbers in document_values(found.get("samples", {}).get(task, []), metric).items():
+                by_document[f"{task}.{name}"] = numbers
+                higher[f"{task}.{name}"] = bool(better)
         on_task(task, 1, 1)
     return TaskFigures(metrics=metrics, by_document=by_document, higher_is_better=higher)
+
+
+def document_values(samples: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[float]]:
+    """Collect a metric document by document, each way of filtering answers by itself: lm-eval logs a document in each.
+
+    Args:
+        samples: As lm-eval logs them.
+        metric: Its name.
+
+    Returns:
+        Values by the metric and how answers were filtered; none of a metric that is no number of a document.
+    """
+    found: dict[str, list[Any]] = {}
+    for sample in samples:
+        if metric in sample:
+            found.setdefault(_plain(f"{metric},{sample.get('filter', 'none')}"), []).append(sample[metric])
+    return {
+        name: [float(value) for value in values]
+        for name, values in found.items()
+        if all(isinstance(value, int | float) for value in values)
+    }
 
 
 @lru_cache(maxsize=2)  # it reads thousands of files

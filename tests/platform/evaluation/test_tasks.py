@@ -10,7 +10,7 @@ from rankloom.errors import ConfigError
 from rankloom.evaluation.base import BASE
 from rankloom.evaluation.evaluate import evaluate
 from rankloom.evaluation.report import load_report, report_file
-from rankloom.evaluation.tasks import tasks_installed
+from rankloom.evaluation.tasks import document_values, tasks_installed
 from rankloom_registry import Registry
 
 TASK = """
@@ -39,6 +39,22 @@ def folder(tmp_path: Path, rows_file: Path) -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in choices))
     (tmp_path / "tasks" / "negation.yaml").write_text(TASK % data)
     return tmp_path / "tasks"
+
+
+def test_a_document_counts_once_for_each_way_in_which_its_answer_is_filtered() -> None:
+    """Such as in gsm8k, of which lm-eval logs each document twice: both at once would be rows of twice as many."""
+    samples = [
+        {"doc_id": number, "filter": name, "exact_match": value, "resps": []}
+        for name, values in {"strict-match": (0, 1), "flexible-extract": (1, 1)}.items()
+        for number, value in enumerate(values)
+    ]
+    assert document_values(samples, "exact_match") == {
+        "exact_match.strict-match": [0.0, 1.0],
+        "exact_match.flexible-extract": [1.0, 1.0],
+    }
+    assert document_values([{"filter": "none", "acc": True}, {"acc": 0.5}], "acc") == {"acc": [1.0, 0.5]}
+    assert document_values([{"filter": "none", "word_perplexity": (-3.0, 2)}], "word_perplexity") == {}
+    assert document_values(samples, "acc") == {}
 
 
 @pytest.mark.skipif(not tasks_installed(), reason="lm-eval is not installed: no task is run")
