@@ -13,7 +13,7 @@ from rankloom.errors import ConfigError, DataError
 from rankloom.evaluation.base import BASE, SharedBase
 from rankloom.evaluation.bootstrap import mean_interval
 from rankloom.evaluation.report import MOST_TEXT, Report, Row, RowResult, Subject, report_file, save_report
-from rankloom.evaluation.rows import HeldOut, as_text, held_out_rows, question_of
+from rankloom.evaluation.rows import HeldOut, as_text, held_out_rows, question_of, whole_text
 from rankloom.evaluation.scores import exact_match, rouge_l
 from rankloom.tokens import encode_prompt
 from rankloom_registry import Registry
@@ -69,7 +69,8 @@ def evaluate(
         RankloomError: The base is not the adapters', or the dataset, a metric or a task cannot be used.
         RegistryError: There is no such adapter, or its files are gone or changed.
     """
-    _check_wishes(refs, metrics, tasks, max_new_tokens, limit)
+    metrics, tasks = tuple(dict.fromkeys(metrics)), tuple(dict.fromkeys(tasks))
+    _check_wishes(refs, metrics, tasks, {"max_new_tokens": max_new_tokens, "limit": limit, "samples": samples})
     if tasks:
         from rankloom.evaluation.tasks import check_tasks, run_tasks
 
@@ -123,7 +124,7 @@ def evaluate(
 
 
 def _check_wishes(
-    refs: Sequence[str], metrics: Sequence[str], tasks: Sequence[str], max_new_tokens: int, limit: int | None
+    refs: Sequence[str], metrics: Sequence[str], tasks: Sequence[str], numbers: Mapping[str, int | None]
 ) -> None:
     if not refs:
         raise ConfigError("an evaluation needs an adapter: name one or more")
@@ -131,9 +132,10 @@ def _check_wishes(
         raise ConfigError(f"a metric is one of {', '.join(METRICS)}, got {unknown[0]!r}; choose another")
     if not metrics and not tasks:
         raise ConfigError("an evaluation needs a metric or a task: name one or more")
-    for name, value in {"max_new_tokens": max_new_tokens, "limit": limit}.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
+    for name, value in numbers.items():
+        least = 0 if name == "samples" else 1
+        if value is not None and value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
 
 
 def _rows(registry: Registry, shared: SharedBase, dataset: Any, metrics: Sequence[str], limit: int | None) -> HeldOut:
@@ -214,7 +216,7 @@ def _measure(
             "eval_loss": measured.loss,
             "eval_loss_low": low,
             "eval_loss_high": high,
-            "perplexity": math.exp(min(measured.loss, 700.0)),  # a float ends soon after
+            "perplexity": math.inf if measured.loss > 700 else math.exp(measured.loss),  # a float ends soon after
             "tokens": sum(measured.row_tokens),
         }
     for metric in metrics:
@@ -255,7 +257,7 @@ def _kept_rows(held_out: HeldOut | None, measured: Mapping[str, Sequence[RowResu
         return ()
     rows = []
     for place, row in enumerate(held_out.rows):
-        prompt, expected = question_of(row) or (row.get("text") or row.get("messages") or "", "")
+        prompt, expected = question_of(row) or (whole_text(row), "")
         rows.append(
             Row(
                 prompt=as_text(prompt)[:MOST_TEXT],
@@ -267,9 +269,7 @@ def _kept_rows(held_out: HeldOut | None, measured: Mapping[str, Sequence[RowResu
 
 
 def _dataset(held_out: HeldOut | None, tasks: Sequence[str], limit: int | None) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    if held_out is not None:
-        rows = {"source": held_out.source, "sha256": held_out.sha256, "rows": len(held_out.tokens)}
+    rows = {} if held_out is None else held_out.to_dict()
     return rows | ({"tasks": list(tasks)} if tasks else {}) | ({} if limit is None else {"limit": limit})
 
 

@@ -81,7 +81,7 @@ class Report:
     Attributes:
         run: Its id, with which the ids of its records in the registry begin.
         base_content_root: The base.
-        dataset: Source, hash and number of rows.
+        dataset: What `HeldOut.to_dict` says of the rows, the tasks, and the limit of both.
         max_new_tokens: Tokens that were generated at most.
         subjects: Who was measured, the base first.
         comparisons: Each adapter beside the base, and beside the adapters that were named before it.
@@ -154,7 +154,7 @@ def load_report(path: Path) -> Report:
     """Read what `save_report` kept.
 
     Raises:
-        DataError: There is no such file, or it is none of this version.
+        DataError: There is no such file, it is none of this version, or it is not whole.
     """
     try:
         # Split at line feeds alone: text may hold other characters that `splitlines` takes for the end of a line.
@@ -162,6 +162,8 @@ def load_report(path: Path) -> Report:
         if figures.pop("format") != FORMAT:
             raise ValueError("another format")
         subjects = tuple(Subject(**subject) for subject in figures.pop("subjects"))
+        if len(rows) != (expected := figures["dataset"].get("rows", 0)):
+            raise ValueError(f"{len(rows)} rows of {expected}")
         comparisons = tuple(map(_comparison, figures.pop("comparisons")))
         return Report(**figures, subjects=subjects, comparisons=comparisons, rows=tuple(map(Row.from_dict, rows)))
     except FileNotFoundError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rankloom.config import SearchConfig
@@ -29,20 +29,35 @@ class HeldOut:
         rows: The same rows as text.
         source: What they came from.
         sha256: Hash of the rows as text.
+        max_length: Tokens that a row was cut to.
+        cut: Whether a row was longer than that, so that its loss is of its beginning only.
+        dropped: Rows that were left out, since no token with loss came before that.
     """
 
     tokens: Any
     rows: list[dict[str, Any]] = field(repr=False)
     source: str
     sha256: str
+    max_length: int
+    cut: tuple[bool, ...] = field(repr=False)
+    dropped: int
 
     def first(self, limit: int | None) -> HeldOut:
-        """Return the first rows only, at most so many; the hash stays that of all."""
+        """Return the first rows only, at most so many; the hash, and what was dropped, stay those of all."""
         if limit is None or limit >= len(self.rows):
             return self
-        return HeldOut(
-            tokens=self.tokens.select(range(limit)), rows=self.rows[:limit], source=self.source, sha256=self.sha256
-        )
+        return replace(self, tokens=self.tokens.select(range(limit)), rows=self.rows[:limit], cut=self.cut[:limit])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is recorded of the rows."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "rows": len(self.rows),
+            "max_length": self.max_length,
+            "cut_rows": sum(self.cut),
+            "dropped_rows": self.dropped,
+        }
 
 
 def held_out_rows(registry: Registry, adapter: Adapter, dataset: Any, base: BaseModel) -> HeldOut:
@@ -58,11 +73,19 @@ def held_out_rows(registry: Registry, adapter: Adapter, dataset: Any, base: Base
     tokens = _tokenised(rows, config, base)
     if not len(tokens):
         raise DataError(f"no row of {str_source(dataset)} has loss within max_length={config.training.max_length}")
+    return _held_out(rows, tokens, str_source(dataset), config)
+
+
+def _held_out(rows: Dataset, tokens: Dataset, source: str, config: SearchConfig) -> HeldOut:
+    """Put rows beside their tokens, as `_tokenised` gave them."""
     return HeldOut(
-        tokens=tokens,
+        tokens=tokens.remove_columns(["cut", "row"]),
         rows=[rows[number] for number in tokens["row"]],
-        source=str_source(dataset),
+        source=source,
         sha256=rows_hash(rows),
+        max_length=config.training.max_length,
+        cut=tuple(tokens["cut"]),
+        dropped=len(rows) - len(tokens),
     )
 
 
@@ -91,27 +114,43 @@ def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig, ba
     folder = storage / adapter.search_name / "data"  # the adapter's own name may have been changed since
     if not (folder / "eval").is_dir():
         raise DataError(f"the held-out split of {adapter.search_name!r} is not in {folder}: give --dataset FILE")
-    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
-    tokens = datasets.load_from_disk(str(folder / "eval"))
-    every = datasets.Dataset.from_list(rows)
-    if len(tokens) < len(rows):  # those without loss were left out
-        rows = [rows[number] for number in _tokenised(every, config, base)["row"]]
-    return HeldOut(tokens=tokens, rows=rows, source=f"held-out split of {adapter.search_name}", sha256=rows_hash(every))
+    # Split at line feeds alone: text may hold other characters that `splitlines` takes for the end of a line.
+    lines = (folder / "eval.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    every = datasets.Dataset.from_list([json.loads(line) for line in lines])
+    held_out = _held_out(every, _tokenised(every, config, base), f"held-out split of {adapter.search_name}", config)
+    tokens = datasets.load_from_disk(str(folder / "eval"))  # those that the search measured
+    if len(tokens) != len(held_out.rows):
+        raise DataError(
+            f"the held-out split in {folder} has tokens of {len(tokens)} rows, and text of {len(held_out.rows)}: "
+            "give --dataset FILE"
+        )
+    return replace(held_out, tokens=tokens)
 
 
 def question_of(row: Mapping[str, Any]) -> tuple[Prompt, str] | None:
     """Return what a model is asked in a row, and the answer that is expected; None where there is no answer.
 
     Args:
-        row: A canonical row: `prompt` and `completion`, `messages`, whose last one is the answer, or `text`.
+        row: A canonical row: `prompt` and `completion`, `messages`, or `text`. Of messages the last one is the answer,
+            and the question all that stands before it.
     """
-    if "prompt" in row:
-        completion = row["completion"]
-        return row["prompt"], completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
-    messages = row.get("messages") or []
+    if isinstance(row.get("prompt"), str):
+        return row["prompt"], row["completion"]
+    messages = _messages(row)
     if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1].get("content"):
         return None
     return messages[:-1], str(messages[-1]["content"])
+
+
+def whole_text(row: Mapping[str, Any]) -> str:
+    """Return a row without a question as people read it."""
+    return as_text(row["text"] if "text" in row else _messages(row))
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if "prompt" in row:
+        return [*row["prompt"], *row["completion"]]
+    return row.get("messages") or []
 
 
 def as_text(prompt: Prompt) -> str:

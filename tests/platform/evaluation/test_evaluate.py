@@ -129,6 +129,12 @@ def test_a_report_that_is_gone_or_broken(world: Any, registry: Registry, tmp_pat
         (tmp_path / "r.jsonl").write_text(content, encoding="latin-1")
         with pytest.raises(DataError, match="is no report of an evaluation"):
             load_report(tmp_path / "r.jsonl")
+    path = report_file(registry.path, evaluate(registry, world.adapters[:1]).run)
+    lines = path.read_text().splitlines(keepends=True)
+    for half in (lines[:1], lines[:-1], [*lines[:-1], lines[-1][:20]], [*lines, lines[-1]]):
+        path.write_text("".join(half))
+        with pytest.raises(DataError, match="is no report of an evaluation"):
+            load_report(path)
     for name in ("../../etc/passwd", "", "."):
         with pytest.raises(DataError, match="letters and digits"):
             report_file(registry.path, name)
@@ -168,6 +174,23 @@ def test_messages_end_with_the_answer(world: Any, registry: Registry, tmp_path: 
     assert report.comparisons[0].rows == 1 and "eval_loss" not in report.metrics(BASE)
 
 
+def test_what_is_asked_for_twice_is_measured_once(world: Any, registry: Registry) -> None:
+    report = evaluate(registry, world.adapters[:1], metrics=["loss", "loss"], limit=2)
+    assert [one.metric for one in report.comparisons] == ["loss"]
+
+
+def test_what_its_tokens_were_is_recorded(world: Any, registry: Registry, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "boy " * 100}, {"prompt": "girl " * 50, "completion": "b"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = evaluate(registry, world.adapters[:1], dataset=str(tmp_path / "rows.jsonl")).dataset
+    assert {name: dataset[name] for name in ("rows", "max_length", "cut_rows", "dropped_rows")} == {
+        "rows": 1,
+        "max_length": 48,
+        "cut_rows": 1,
+        "dropped_rows": 1,
+    }
+
+
 def test_wishes_that_make_no_sense(world: Any, registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "the girl has loved the farm"}) + "\n")
     for message, wishes in {
@@ -175,6 +198,7 @@ def test_wishes_that_make_no_sense(world: Any, registry: Registry, tmp_path: Pat
         "needs a metric or a task": {"metrics": ()},
         "limit must be at least 1, got 0": {"limit": 0},
         "max_new_tokens must be at least 1": {"max_new_tokens": 0},
+        "samples must be at least 0, got -1": {"samples": -1},
     }.items():
         with pytest.raises(ConfigError, match=message):
             evaluate(registry, world.adapters[:1], **wishes)
