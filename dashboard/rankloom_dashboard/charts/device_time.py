@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import numpy as np
+
 from rankloom_registry import TrialSpan
 
+_Seconds = np.ndarray[tuple[int], np.dtype[np.float64]]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class DeviceTime:
     """When lanes were busy.
 
@@ -19,14 +23,20 @@ class DeviceTime:
     a lane loaded its base or waited for a trial do not count: no trial caused them.
 
     Attributes:
-        busy: Intervals in which a lane had at least one trial in hand; those of one lane do not overlap.
+        origin: From when seconds are counted.
+        started: When each interval began in which a lane had at least one trial in hand, in seconds from then; the
+            intervals of one lane do not overlap.
+        length: How long each of them was, in seconds.
     """
 
-    busy: tuple[tuple[datetime, datetime], ...]
+    origin: datetime
+    started: _Seconds
+    length: _Seconds
 
     def at(self, moment: datetime) -> float:
         """Returns the device-seconds that all lanes had spent by a moment."""
-        return sum((min(ended, moment) - started).total_seconds() for started, ended in self.busy if started < moment)
+        passed = (moment - self.origin).total_seconds() - self.started
+        return float(np.clip(passed, 0, self.length).sum())
 
 
 def device_time(spans: Sequence[TrialSpan], until: datetime) -> DeviceTime:
@@ -44,4 +54,10 @@ def device_time(spans: Sequence[TrialSpan], until: datetime) -> DeviceTime:
             intervals[-1] = (intervals[-1][0], max(ended, intervals[-1][1]))
         else:
             intervals.append((started, ended))
-    return DeviceTime(tuple(interval for intervals in lanes.values() for interval in intervals))
+    busy = [interval for intervals in lanes.values() for interval in intervals]
+    origin = min((started for started, _ in busy), default=until)
+    return DeviceTime(
+        origin=origin,
+        started=np.array([(started - origin).total_seconds() for started, _ in busy]),
+        length=np.array([(ended - started).total_seconds() for started, ended in busy]),
+    )

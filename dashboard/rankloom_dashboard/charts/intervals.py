@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from rankloom_dashboard.adapters.intervals import Measured
-from rankloom_dashboard.charts.style import SERIES, lay_out, plain
+from rankloom_dashboard.charts.style import SERIES, lay_out, plain, with_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def draw_intervals(bars: Sequence[Bar]) -> go.Figure:
                 showlegend=False,
             )
         )
-    lay_out(figure, x="eval loss, 95% interval", y="", height=80 + 34 * len(bars))
+    lay_out(figure, x=f"{with_unit('eval loss')}, 95% interval", y="", height=80 + 34 * len(bars))
     figure.update_yaxes(
         tickvals=list(range(len(bars))),
         ticktext=[plain(bar.label) for bar in bars],

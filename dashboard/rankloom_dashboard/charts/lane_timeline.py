@@ -11,11 +11,12 @@ from datetime import datetime
 import plotly.graph_objects as go
 
 from rankloom_dashboard import formats
-from rankloom_dashboard.charts.style import ROLE_COLORS, ROLE_NAMES, Role, lay_out, plain, role_of
+from rankloom_dashboard.charts.style import ROLE_COLORS, ROLE_NAMES, ROLE_PATTERNS, Role, lay_out, plain, role_of
 from rankloom_registry import TrialSpan
 
 _ROW, _LEAST, _MOST = 26, 160, 900  # pixels
 _DIGIT = 0.01  # of the chart's width
+_PATTERN = {"fgcolor": "rgba(255, 255, 255, 0.55)", "size": 7, "solidity": 0.2}  # so faint that numbers can be read
 _ORDER: tuple[Role, ...] = ("completed", "stopped", "failed", "interrupted", "running")
 
 
@@ -123,7 +124,11 @@ def draw_lane_timeline(info: LaneTimelineInfo) -> go.Figure:
                 base=[_local(bar.started) for bar in mine],
                 x=[_seconds(bar) * 1000 for bar in mine],
                 width=0.8,
-                marker={"color": ROLE_COLORS[role], "line": {"width": 1, "color": "rgba(128, 128, 128, 0.6)"}},
+                marker={
+                    "color": ROLE_COLORS[role],
+                    "line": {"width": 1, "color": "rgba(128, 128, 128, 0.6)"},
+                    "pattern": {"shape": ROLE_PATTERNS[role], "fillmode": "overlay", **_PATTERN},
+                },
                 name=ROLE_NAMES[role],
                 text=[str(bar.number) if _seconds(bar) >= narrow * len(str(bar.number)) else "" for bar in mine],
                 textposition="inside",

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from rankloom_dashboard.charts.style import (
     ROLE_COLORS,
+    ROLE_DASHES,
     ROLE_NAMES,
     SERIES,
     Role,
@@ -19,6 +20,7 @@ from rankloom_dashboard.charts.style import (
     plain,
     role_of,
     scale,
+    with_unit,
 )
 from rankloom_dashboard.leaderboard import (
     EVAL_LOSS,
@@ -32,7 +34,6 @@ from rankloom_dashboard.leaderboard import (
 from rankloom_registry import StepMetrics, TrialRecord
 
 _WIDTHS: dict[Role, float] = {"best": 3, "prior": 2, "completed": 1.5, "running": 1.5}
-_DASHES: dict[Role, str] = {"prior": "dash", "failed": "dot"}
 _QUIET: tuple[Role, ...] = ("stopped", "interrupted", "failed", "completed", "running", "prior", "best")
 _DOT = 6  # pixels
 _MANY = 40  # curves of which one hides the others
@@ -123,7 +124,7 @@ def draw_learning_curves(curves: Sequence[Curve], *, y: str = "eval loss", log: 
                 line={
                     "color": faded(ROLE_COLORS[role], 1 if alone else faint),
                     "width": _WIDTHS.get(role, 1),
-                    "dash": _DASHES.get(role, "solid"),
+                    "dash": ROLE_DASHES[role],
                 },
                 showlegend=True,
                 legendrank=1000 - _QUIET.index(role),
@@ -131,7 +132,7 @@ def draw_learning_curves(curves: Sequence[Curve], *, y: str = "eval loss", log: 
         )
     if "x" in log:
         figure.update_xaxes(tick0=0, dtick=math.log10(2))  # steps grow by doubling; Plotly would write 2 for 200
-    return scale(lay_out(figure, x="step", y=y), log)
+    return scale(lay_out(figure, x="step", y=with_unit(y)), log)
 
 
 def draw_compared_curves(curves: Sequence[Curve], *, y: str = "eval loss") -> go.Figure:
@@ -140,7 +141,7 @@ def draw_compared_curves(curves: Sequence[Curve], *, y: str = "eval loss") -> go
     for item, (color, dash) in zip(curves, SERIES, strict=False):
         figure.add_trace(_trace([item], name=plain(item.label), line={"color": color, "width": 2.5, "dash": dash}))
     figure.update_layout(showlegend=True)
-    return lay_out(figure, x="step", y=y)
+    return lay_out(figure, x="step", y=with_unit(y))
 
 
 def _trace(curves: Sequence[Curve], **appearance: object) -> go.Scatter:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from rankloom_dashboard import formats
 from rankloom_dashboard.charts.axes import Axis
 from rankloom_dashboard.charts.samples import Sample
-from rankloom_dashboard.charts.style import COST_SCALE, lay_out, plain
+from rankloom_dashboard.charts.style import COST_SCALE, lay_out, plain, with_unit
 from rankloom_dashboard.leaderboard import Objective
 
 _CELLS = 40  # along an axis of numbers
@@ -117,7 +117,7 @@ def draw_contour(info: ContourInfo, objective: Objective) -> go.Figure:
             colorscale=COST_SCALE,
             reversescale=not objective.lower_is_better,
             **_color_range(pair.values, objective),
-            colorbar={"title": {"text": objective.name, "side": "right"}, "thickness": 10},
+            colorbar={"title": {"text": with_unit(objective.name), "side": "right"}, "thickness": 10},
             opacity=0.85,
             hoverinfo="skip",
             **({"ncontours": 16, "line": {"width": 0.5}} if kind is go.Contour else {}),

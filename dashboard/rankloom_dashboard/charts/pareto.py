@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from rankloom_dashboard import formats
 from rankloom_dashboard.charts.samples import Sample
-from rankloom_dashboard.charts.style import ROLE_COLORS, Scale, lay_out, scale, time_unit
+from rankloom_dashboard.charts.style import ROLE_COLORS, Scale, lay_out, scale, time_unit, with_unit
 from rankloom_dashboard.leaderboard import Objective
 from rankloom_registry import TrialRecord
 
@@ -162,11 +162,14 @@ def hypervolume_info(info: ParetoInfo, objective: Objective, began: datetime) ->
     if whole == 0:
         return HypervolumeInfo(seconds=(), shares=())
     seconds, shares = [], []
-    so_far: list[tuple[float, float]] = []
-    for trade, cost in sorted(zip(info.trades, costs, strict=True), key=lambda pair: pair[0].at):
-        so_far.append(cost)
+    front: list[tuple[float, float]] = []
+    area = 0.0
+    for trade, (x, y) in sorted(zip(info.trades, costs, strict=True), key=lambda pair: pair[0].at):
+        if not any(best_x <= x and best_y <= y for best_x, best_y in front):  # else it adds nothing
+            front = [(x, y), *(best for best in front if best[0] < x or best[1] < y)]
+            area = _area(front, right, top)
         seconds.append((trade.at - began).total_seconds())
-        shares.append(_area(so_far, right, top) / whole)
+        shares.append(area / whole)
     return HypervolumeInfo(seconds=tuple(seconds), shares=tuple(shares))
 
 
@@ -217,7 +220,7 @@ def _corner(info: ParetoInfo, objective: Objective) -> str:
 
 def _axis(values: Sequence[float], what: Cost, objective: Objective) -> tuple[list[float], str]:
     if what == "loss":
-        return list(values), objective.name
+        return list(values), with_unit(objective.name)
     length, unit = time_unit(max(values, default=0)) if what == "time" else _UNITS[what]
     return [value / length for value in values], f"{what}, {unit}"
 

@@ -10,7 +10,18 @@ from typing import Literal
 import plotly.graph_objects as go
 
 from rankloom_dashboard.charts.device_time import device_time
-from rankloom_dashboard.charts.style import ROLE_COLORS, ROLE_NAMES, Role, Scale, lay_out, role_of, scale, time_unit
+from rankloom_dashboard.charts.style import (
+    ROLE_COLORS,
+    ROLE_NAMES,
+    ROLE_SYMBOLS,
+    Role,
+    Scale,
+    lay_out,
+    role_of,
+    scale,
+    time_unit,
+    with_unit,
+)
 from rankloom_dashboard.leaderboard import EVAL_LOSS, Objective, best_trial, gain, prior_loss, ranked_value
 from rankloom_registry import TrialRecord, TrialSpan
 
@@ -62,7 +73,8 @@ def search_history_info(
     Args:
         trials: The trials of one search, in any order.
         objective: What it optimises.
-        against: What the axis is: numbers of trials, seconds since the search began, or device-seconds.
+        against: What the axis is: numbers of trials, seconds since the search began, or device-seconds; times need
+            `began` and `until`, without which it is numbers.
         spans: The attempts of its trials, for `device time`.
         began: When the search began, for `time`.
         until: When it ended, or now, for trials that have no end.
@@ -70,6 +82,8 @@ def search_history_info(
     Returns:
         Points of the trials that have a finite value.
     """
+    if began is None or until is None:
+        against = "trials"
     best, prior = best_trial(trials, objective), prior_loss(trials, objective)
     place = _place(against, spans, began, until)
     points = sorted(
@@ -143,7 +157,7 @@ def draw_search_history(
                 marker={
                     "color": ROLE_COLORS[role],
                     "size": 13 if role == "best" else 9,
-                    "symbol": {"best": "star", "prior": "diamond", "stopped": "circle-open"}.get(role, "circle"),
+                    "symbol": ROLE_SYMBOLS[role],
                 },
                 name=ROLE_NAMES[role],
                 text=[
@@ -158,4 +172,4 @@ def draw_search_history(
         figure.add_hline(y=info.prior, line={"color": ROLE_COLORS["prior"], "width": 1.5, "dash": "dash"})
     if info.against == "trials":
         figure.update_xaxes(tickformat="d")
-    return scale(lay_out(figure, x=f"{x}, {unit}" if unit else x, y=y), log)
+    return scale(lay_out(figure, x=f"{x}, {unit}" if unit else x, y=with_unit(y)), log)

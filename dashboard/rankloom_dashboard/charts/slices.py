@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from rankloom_dashboard.charts.axes import Axis
 from rankloom_dashboard.charts.samples import Sample
-from rankloom_dashboard.charts.style import ROLE_COLORS, lay_out
+from rankloom_dashboard.charts.style import ROLE_COLORS, lay_out, scale, with_unit
 from rankloom_dashboard.leaderboard import Objective
 
 
@@ -56,9 +56,8 @@ def draw_slice(info: SliceInfo, objective: Objective, *, log: bool = False) -> g
             showlegend=False,
         )
     )
-    lay_out(figure, x="", y=objective.name, height=240)
-    figure.update_layout(xaxis=info.axis.layout(), yaxis={"type": "log" if log else "linear"})
-    return figure
+    scale(lay_out(figure, x="", y=with_unit(objective.name), height=240), {"y"} if log else ())
+    return figure.update_layout(xaxis=info.axis.layout())
 
 
 def _strengths(numbers: Sequence[int]) -> list[float]:

@@ -30,6 +30,34 @@ ROLE_NAMES: dict[Role, str] = {
     "running": "running",
     "interrupted": "interrupted",
 }
+# Told apart by shape, dash and pattern as well as by colour.
+ROLE_SYMBOLS: dict[Role, str] = {
+    "best": "star",
+    "prior": "diamond",
+    "completed": "circle",
+    "stopped": "circle-open",
+    "failed": "x",
+    "running": "triangle-up",
+    "interrupted": "square-open",
+}
+ROLE_DASHES: dict[Role, str] = {
+    "best": "solid",
+    "prior": "dash",
+    "completed": "solid",
+    "stopped": "solid",
+    "failed": "dot",
+    "running": "longdash",
+    "interrupted": "dashdot",
+}
+ROLE_PATTERNS: dict[Role, str] = {
+    "best": "",
+    "prior": "",
+    "completed": "",
+    "stopped": "/",
+    "failed": "x",
+    "running": "|",
+    "interrupted": "-",
+}
 # From the best to the worst; no end of it is lost on a light ground or on a dark one.
 COST_SCALE = ((0.0, "#6D5DF6"), (0.25, "#0E9AA7"), (0.55, "#E0A526"), (1.0, "#D9480F"))
 # Told apart by dash as well as by colour.
@@ -72,6 +100,11 @@ def color_of(status: str) -> str:
     return ROLE_COLORS[role_of(status, is_best=False, is_prior=False)]
 
 
+def with_unit(loss: str) -> str:
+    """Names the axis of a loss."""
+    return f"{loss}, nats a token"
+
+
 def time_unit(longest: float) -> tuple[float, str]:
     """Chooses the unit for an axis of times.
 
@@ -101,9 +134,16 @@ def lay_out(figure: go.Figure, *, x: str, y: str, height: int = 340) -> go.Figur
 
 
 def scale(figure: go.Figure, log: Collection[Scale]) -> go.Figure:
-    """Makes axes of a figure logarithmic; each zoom belongs to the scale that it was made on."""
+    """Makes axes of a figure logarithmic; each zoom belongs to the scale that it was made on.
+
+    An axis with a 0 or less on it stays linear and says so, as Plotly would leave out such points without a word.
+    """
     for name, axis in (("x", figure.layout.xaxis), ("y", figure.layout.yaxis)):
-        axis.update(type="log" if name in log else "linear", uirevision=name in log)
+        drawn = name in log
+        if drawn and any(value is not None and value <= 0 for trace in figure.data for value in trace[name]):
+            drawn = False
+            axis.title.text += " (linear: 0 or less has no logarithm)"
+        axis.update(type="log" if drawn else "linear", uirevision=drawn)
     return figure
 
 

@@ -11,6 +11,7 @@ from rankloom_dashboard.charts.learning_curves import (
     learning_curves_info,
 )
 from rankloom_dashboard.charts.search_history import draw_search_history, search_history_info
+from rankloom_dashboard.charts.style import ROLE_COLORS, ROLE_PATTERNS, ROLE_SYMBOLS
 from rankloom_dashboard.leaderboard import Objective
 from rankloom_registry import Registry, StepMetrics
 
@@ -68,8 +69,28 @@ def test_only_the_best_are_taken_and_the_prior_to_hold_them_against(search) -> N
 def test_log_axes_are_drawn_as_such(search) -> None:
     figure = draw_learning_curves(learning_curves_info(*search), y="train loss", log={"x", "y"})
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
-    assert figure.layout.yaxis.title.text == "train loss"
+    assert figure.layout.yaxis.title.text == "train loss, nats a token"
     assert draw_learning_curves([]).layout.xaxis.type == "linear"
+
+
+def test_an_axis_with_a_zero_stays_linear_and_says_so() -> None:
+    """Plotly would leave out the points without a word."""
+    points = [StepMetrics(trial_id="t", step=step, eval_loss=loss) for step, loss in ((0, 2.0), (1, 0.0), (2, 1.0))]
+    figure = draw_learning_curves([curve("a", points), curve("b", points[:1])], log={"x", "y"})
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):
+        assert axis.type == "linear" and "0 or less has no logarithm" in axis.title.text
+    figure = draw_learning_curves([curve("a", points[1:])], log={"x"})
+    assert (figure.layout.xaxis.type, figure.layout.xaxis.title.text) == ("log", "step")
+
+
+def test_roles_are_told_apart_without_their_colour() -> None:
+    """Curves by dash and width, points by symbol, bars by pattern."""
+    assert len(set(ROLE_SYMBOLS.values())) == len(ROLE_COLORS)
+    points = [StepMetrics(trial_id="t", step=step, eval_loss=1.0) for step in (1, 2)]
+    figure = draw_learning_curves([curve(role, points, role=role) for role in ROLE_COLORS])
+    assert len({(trace.line.dash, trace.line.width) for trace in figure.data}) == len(ROLE_COLORS)
+    states = ("completed", "stopped", "failed", "running", "interrupted")
+    assert len({ROLE_PATTERNS[state] for state in states}) == len(states)
 
 
 def test_a_curve_of_one_point_can_be_seen(search) -> None:

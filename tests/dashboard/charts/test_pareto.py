@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from rankloom_dashboard.charts.pareto import (
@@ -53,6 +55,17 @@ def test_the_hypervolume_grows_with_each_better_trade(compared, at) -> None:
     assert course.seconds == (10, 20, 30, 40, 50, 60)
     assert course.shares == pytest.approx((0, 0.25, 0.25, 0.25, 0.25, 0.6))
     assert list(draw_hypervolume(course).data[0].y) == list(course.shares)
+
+
+@pytest.mark.parametrize("objective", [EVAL_LOSS, MOST])
+def test_the_hypervolume_is_the_area_that_is_counted_cell_by_cell(compared, at, objective: Objective) -> None:
+    draws = random.Random(3)
+    pairs = [(draws.randint(0, 10), float(draws.randint(0, 10))) for _ in range(40)] + [(0, 0.0), (10, 10.0)]
+    shares = hypervolume_info(compared(*pairs, objective=objective), objective, at(0)).shares
+    for count in (1, 2, 5, 20, 40):
+        costs = [(x, y if objective.lower_is_better else 10 - y) for x, y in pairs[:count]]
+        cells = sum(any(x <= column and y <= row for x, y in costs) for column in range(10) for row in range(10))
+        assert shares[count - 1] == pytest.approx(cells / 100)
 
 
 def test_one_trial_that_is_best_in_both_has_all_of_it(compared, at) -> None:

@@ -59,6 +59,20 @@ def test_over_device_time_a_second_of_a_lane_counts_once(trial, span, at) -> Non
     assert [(point.number, point.at) for point in info.points] == [(1, 20), (0, 30), (2, 40)]
 
 
+def test_lanes_that_overlap_and_ones_that_idle_add_up(span, at) -> None:
+    spans = [span(n, 10 * n, 10 * n + 7, lane=f"lane-{n % 3}") for n in range(60)]
+    spent = device_time(spans, at(0))
+    for seconds in (-5, 0, 3, 7, 8, 95, 300.5, 597, 10_000):
+        wanted = sum(max(0, min(10 * n + 7, seconds) - 10 * n) for n in range(60))
+        assert spent.at(at(seconds)) == pytest.approx(wanted)
+
+
+def test_without_the_times_of_the_search_the_axis_is_of_trials(trial) -> None:
+    info = search_history_info([trial(3, 2.0)], against="time")
+    assert (info.against, info.points[0].at) == ("trials", 3)
+    assert draw_search_history(info).layout.xaxis.title.text == "trial"
+
+
 def test_no_attempts_have_cost_nothing(at) -> None:
     assert device_time([], at(0)).at(at(100)) == 0
 
