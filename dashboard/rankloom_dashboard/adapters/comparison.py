@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,7 +109,8 @@ def measured_rows(measured: Sequence[Mapping[str, Measured]]) -> list[Row]:
         measured: For each adapter its losses, as `measured_losses` gives them.
 
     Returns:
-        One row a set of rows, those first that most adapters were measured on; the lowest loss is the best.
+        One row a set of rows, those first that most adapters were measured on; the lowest loss is the best, if all are
+        of one base.
     """
     sets = {key: one for found in measured for key, one in found.items()}
     rows = []
@@ -120,14 +122,16 @@ def measured_rows(measured: Sequence[Mapping[str, Measured]]) -> list[Row]:
             [one.loss if one else None for one in mine],
             formats.loss,
         )
-        rows.append(replace(ranked, values=tuple(map(with_interval, mine))))
+        several = len({one.base for one in mine if one and one.base}) > 1
+        best = frozenset() if several else ranked.best
+        rows.append(replace(ranked, values=tuple(map(with_interval, mine)), best=best))
     return rows
 
 
 def _ranked(name: str, raw: Sequence[float | None], write: Callable[[Any], str]) -> Row:
     values = tuple(write(value) for value in raw)
-    known = [value for value in raw if value is not None]
-    best = frozenset(index for index, value in enumerate(raw) if value is not None and value == min(known))
+    known = [value for value in raw if value is not None and math.isfinite(value)]
+    best = frozenset(index for index, value in enumerate(raw) if value in known and value == min(known))
     # Nothing is better where the reader sees no difference, or has nothing to compare with.
     differs = len(set(values)) > 1
     return Row(name=name, values=values, differs=differs, best=best if differs and len(known) > 1 else frozenset())

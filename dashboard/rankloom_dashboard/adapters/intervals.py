@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ class Measured:
     """A loss on some rows.
 
     Attributes:
+        base: Content root of the base on which it was measured; empty if that was not recorded.
         dataset: What the rows came from, as it was recorded.
-        sha256: Their hash; the same rows have the same.
+        key: What the same tokens of the same rows have in common.
         rows: How many there are, if that was recorded.
         loss: Nats a token.
         low: Lower end of its 95% interval; None if none was recorded.
@@ -26,8 +28,9 @@ class Measured:
         at: When it was recorded.
     """
 
+    base: str
     dataset: str
-    sha256: str
+    key: str
     rows: int | None
     loss: float
     low: float | None
@@ -45,22 +48,27 @@ def measured_losses(
         promotions: The adapter's.
 
     Returns:
-        By the hash of the rows, or the name where no hash was recorded; of several, the newest with an interval, else
-        the newest.
+        By `Measured.key`; of several, the newest with an interval, else the newest.
     """
     found = [
-        _measured(one.dataset, one.metrics.get("eval_loss"), _interval(one.metrics, "eval_loss"), one.created_at)
+        _measured(
+            one.dataset,
+            one.metrics.get("eval_loss"),
+            _interval(one.metrics, "eval_loss"),
+            base=one.base_content_root,
+            at=one.created_at,
+        )
         for one in evaluations
     ]
     for promotion in promotions:
-        dataset, loss = promotion.checks.get("dataset"), promotion.checks.get("adapter_loss")
-        interval = _of_promotion(promotion.checks)
+        checks = promotion.checks
+        dataset, proof = checks.get("dataset"), checks.get("base")
         if isinstance(dataset, dict):
-            found.append(_measured(dataset, loss, interval, promotion.created_at))
-    kept: dict[str, Measured] = {}
-    for one in sorted(filter(None, found), key=lambda one: (one.low is not None, one.at)):
-        kept[one.sha256 or one.dataset] = one
-    return kept
+            base = str(proof.get("content_root") or "") if isinstance(proof, dict) else ""
+            loss, interval = checks.get("adapter_loss"), _of_promotion(checks)
+            found.append(_measured(dataset, loss, interval, base=base, at=promotion.created_at))
+    newest_last = sorted(filter(None, found), key=lambda one: (one.low is not None, one.at))
+    return {one.key: one for one in newest_last}
 
 
 def written(values: Mapping[str, Any], name: str, *, sign: str = "") -> str:
@@ -91,15 +99,18 @@ def _written(value: float, low: float | None, high: float | None, *, sign: str =
 
 
 def _measured(
-    dataset: Mapping[str, Any], loss: Any, interval: tuple[float | None, float | None], at: datetime
+    dataset: Mapping[str, Any], loss: Any, interval: tuple[float | None, float | None], *, base: str, at: datetime
 ) -> Measured | None:
     value = _number(loss)
     if value is None:
         return None
-    rows = dataset.get("rows")
+    rows, name = dataset.get("rows"), formats.value(dataset.get("source") or dataset.get("name") or dict(dataset))
+    # The hash is that of all rows, as text: how many were taken, and where they were cut, may differ.
+    tokens = dataset.get("max_length") if dataset.get("cut_rows") or dataset.get("dropped_rows") else None
     return Measured(
-        dataset=formats.cut(formats.value(dataset.get("source") or dataset.get("name") or dict(dataset)), 300),
-        sha256=formats.cut(str(dataset.get("sha256") or ""), 100),
+        base=base,
+        dataset=formats.cut(name, 300),
+        key=formats.cut(json.dumps([dataset.get("sha256") or name, rows, tokens], default=str), 400),
         rows=rows if isinstance(rows, int) else None,
         loss=value,
         low=interval[0],

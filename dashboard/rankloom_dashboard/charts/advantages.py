@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from rankloom_dashboard import formats
 from rankloom_dashboard.charts.style import ROLE_COLORS, lay_out
 from rankloom_dashboard.evaluations.tables import Advantage, Change
 
@@ -25,22 +26,43 @@ class AdvantagesInfo:
 
     Attributes:
         bars: Rows from the one that is won most to the one that is lost most; a sample of them if there are many.
-        rows: How many rows there are in all.
+        rows: How many rows have a number.
+        left_out: How many have none, as one of the models gave none.
         unit: Of the values.
     """
 
     bars: tuple[Advantage, ...]
     rows: int
+    left_out: int
     unit: str
+
+    @property
+    def alt(self) -> str:
+        """What is drawn, for those who do not see it."""
+        if not self.bars:
+            return "No row has a number"
+        best, worst = self.bars[0].by, self.bars[-1].by
+        bars = formats.counted(len(self.bars), "bar", "bars")
+        return f"{bars}, a row each, from the best to the worst: {best:+.4f} to {worst:+.4f} {self.unit}"
+
+    @property
+    def caption(self) -> str:
+        """Which rows are drawn."""
+        sample = f"{len(self.bars)} of {self.rows:,} rows, at equal distances"
+        drawn = "One bar a row" if len(self.bars) == self.rows else sample
+        if not self.left_out:
+            return f"{drawn}."
+        rows = formats.counted(self.left_out, "row", "rows")
+        return f"{drawn}; {rows} without a number {'is' if self.left_out == 1 else 'are'} left out."
 
 
 def advantages_info(advantages: Sequence[Advantage], *, unit: str) -> AdvantagesInfo:
     """Chooses the bars: all rows with a number, or as many at equal distances as the eye can tell apart."""
-    finite = [one for one in advantages if math.isfinite(one.by)]
+    finite = bars = [one for one in advantages if math.isfinite(one.by)]
     if len(finite) > MOST_BARS:
         last = len(finite) - 1
-        finite = [finite[round(place * last / (MOST_BARS - 1))] for place in range(MOST_BARS)]
-    return AdvantagesInfo(bars=tuple(finite), rows=len(advantages), unit=unit)
+        bars = [finite[round(place * last / (MOST_BARS - 1))] for place in range(MOST_BARS)]
+    return AdvantagesInfo(bars=tuple(bars), rows=len(finite), left_out=len(advantages) - len(finite), unit=unit)
 
 
 def draw_advantages(info: AdvantagesInfo) -> go.Figure:

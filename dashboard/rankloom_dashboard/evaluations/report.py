@@ -9,7 +9,7 @@ import streamlit as st
 
 from rankloom.errors import DataError
 from rankloom.evaluation.report import Report
-from rankloom.evaluation.significance import Comparison
+from rankloom.evaluation.significance import LEAST_ROWS, Comparison
 from rankloom_dashboard import elements, formats
 from rankloom_dashboard.charts.advantages import advantages_info, draw_advantages
 from rankloom_dashboard.charts.style import ROLE_COLORS, show
@@ -46,6 +46,10 @@ def _about(report: Report) -> None:
         first = " (the first ones)" if "limit" in dataset else ""
         shown |= {"dataset": formats.cut(formats.value(dataset["source"]), 200)}
         shown |= {"rows": formats.count(dataset.get("rows")) + first}
+        if cut := dataset.get("cut_rows"):
+            shown |= {f"rows cut to {dataset['max_length']} tokens": formats.count(cut)}
+        if dropped := dataset.get("dropped_rows"):
+            shown |= {"rows left out, as too long": formats.count(dropped)}
         shown |= {"SHA-256 of all rows": formats.shorten(formats.value(dataset.get("sha256")), 16)}
     if "tasks" in dataset:
         shown |= {"tasks": formats.cut(formats.value(dataset["tasks"]), 200)}
@@ -83,7 +87,8 @@ def _differences(report: Report) -> None:
     st.caption(
         "Of each model less the one beside it, on the same rows. Intervals by a paired bootstrap over rows; p by "
         "McNemar's exact test for exact match, else by flipping the signs of the differences at random, not corrected "
-        "for the number of comparisons. The verdict is the interval's: undecided if it holds 0."
+        "for the number of comparisons. The verdict is the interval's: undecided if it holds 0, or there are fewer "
+        f"than {LEAST_ROWS} rows; a model that gives no number where the other does is worse."
     )
 
 
@@ -95,13 +100,9 @@ def _rows(report: Report) -> None:
         return
     _regression_check(comparison)
     found = tables.advantages(report, comparison)
-    unit = tables.UNITS[comparison.metric]
-    show(
-        draw_advantages(advantages_info(found, unit=unit)),
-        key="advantages",
-        alt=f"By how much {len(found)} rows are better or worse, in {unit}, from the best to the worst",
-    )
-    st.caption(f"One bar a row; a difference of up to {comparison.margin:g} counts as none.")
+    info = advantages_info(found, unit=tables.UNITS[comparison.metric])
+    show(draw_advantages(info), key="advantages", alt=info.alt)
+    st.caption(f"{info.caption} A difference of up to {comparison.margin:g} counts as none.")
     picked = _examples(report, comparison, found)
     if picked is None:
         st.caption("Select a row of the table to read it in full.")

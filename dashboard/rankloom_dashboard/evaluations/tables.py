@@ -14,7 +14,7 @@ from rankloom_dashboard import formats
 from rankloom_registry import EvaluationRecord
 
 METRIC_NAMES = {"loss": "Loss", "exact_match": "Exact match", "rouge_l": "ROUGE-L"}
-UNITS = {"loss": "nats a token", "exact_match": "matches", "rouge_l": "of ROUGE-L"}
+UNITS = {"loss": "nats a token", "exact_match": "matches", "rouge_l": "ROUGE-L"}
 ROWS_SHOWN = 500
 _CUT = 300  # characters of a text in a table
 _SMALLEST_P = 1e-4
@@ -63,7 +63,8 @@ def runs(records: Sequence[EvaluationRecord]) -> list[Run]:
     for record in records:
         found.setdefault(record.evaluation_id.rpartition("-")[0] or record.evaluation_id, []).append(record)
     return [
-        Run(run=run, records=tuple(sorted(mine, key=lambda record: record.evaluation_id)))
+        # The ids end with the place of the adapter: 2 comes before 10.
+        Run(run=run, records=tuple(sorted(mine, key=lambda one: (len(one.evaluation_id), one.evaluation_id))))
         for run, mine in found.items()
     ]
 
@@ -151,10 +152,12 @@ def advantages(report: Report, comparison: Comparison) -> list[Advantage]:
         if old is None or new is None:
             continue
         by = old - new if comparison.metric in LOWER_IS_BETTER else new - old
-        change: Change = "worse" if place in worse else "better" if by > comparison.margin else "same"
+        better = by > comparison.margin or (math.isfinite(new) and not math.isfinite(old))
+        change: Change = "worse" if place in worse else "better" if better else "same"
         found.append(Advantage(row=place, by=by, change=change))
-    # What gave no number at all is the worst.
-    return sorted(found, key=lambda one: -one.by if math.isfinite(one.by) else math.inf)
+    # Where one gave no number at all, the other wins most.
+    ends = {"better": -math.inf, "same": 0.0, "worse": math.inf}
+    return sorted(found, key=lambda one: -one.by if math.isfinite(one.by) else ends[one.change])
 
 
 def example_rows(report: Report, comparison: Comparison, shown: Sequence[Advantage]) -> list[dict[str, Any]]:

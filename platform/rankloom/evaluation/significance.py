@@ -99,7 +99,10 @@ def compare(
     old, new = (np.asarray([pair[side] for pair in pairs], dtype=np.float64) for side in (1, 2))
     lower = metric in LOWER_IS_BETTER if higher_is_better is None else not higher_is_better
     margin = MARGINS.get(metric, 0.0)
-    won = (old - new) if lower else (new - old)
+    with np.errstate(invalid="ignore"):  # two infinities differ by no number
+        change = new - old
+        difference = float((change * weight).sum() / weight.sum())
+    won = -change if lower else change
     # A model that gives no number on a row is worse there than one that does.
     mended, broken = np.isfinite(new) & ~np.isfinite(old), np.isfinite(old) & ~np.isfinite(new)
     finite = bool(np.isfinite([old, new]).all())
@@ -110,7 +113,7 @@ def compare(
         before=before[0],
         after=after[0],
         rows=len(pairs),
-        difference=float(((new - old) * weight).sum() / weight.sum()),
+        difference=difference,
         low=low,
         high=high,
         p=_p(old, new, weight) if finite else None,

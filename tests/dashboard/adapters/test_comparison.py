@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
-from rankloom_dashboard.adapters.comparison import bases_differ, configuration_rows, labels, metric_rows
+from rankloom_dashboard.adapters.comparison import (
+    bases_differ,
+    configuration_rows,
+    labels,
+    measured_rows,
+    metric_rows,
+)
+from rankloom_dashboard.adapters.intervals import Measured
 from rankloom_registry import Adapter, Registry
 
 
@@ -58,3 +67,19 @@ def test_labels_are_never_the_same(pair) -> None:
     twins = [pair[0], replace(pair[1], name=pair[0].name)]
     assert len(set(labels(twins))) == 2
     assert labels(pair) == ["lora-tiny-5", "lora-tiny-2"]
+
+
+def test_of_losses_on_two_bases_none_is_the_best() -> None:
+    def measured(loss: float, base: str) -> dict[str, Measured]:
+        at = datetime(2026, 3, 2, tzinfo=UTC)
+        return {"d": Measured(base=base, dataset="d", key="d", rows=3, loss=loss, low=None, high=None, at=at)}
+
+    (row,) = measured_rows([measured(2.0, "c0"), measured(3.0, "c0"), measured(4.0, "")])
+    assert (row.best, row.differs) == ({0}, True)
+    (row,) = measured_rows([measured(2.0, "c0"), measured(3.0, "d1")])
+    assert (row.best, row.differs, row.values) == (frozenset(), True, ("2.0000", "3.0000"))
+
+
+def test_what_is_no_number_is_not_the_best(pair) -> None:
+    rows = {row.name: row for row in metric_rows([replace(pair[0], wall_s=math.nan), *pair])}
+    assert rows["time"].values[0] == "–" and 0 not in rows["time"].best and rows["time"].best

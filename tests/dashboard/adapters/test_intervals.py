@@ -72,6 +72,17 @@ def test_other_rows_are_another_measurement() -> None:
     assert {one.dataset: one.loss for one in found.values()} == {"held-out.jsonl": 2.0, "other.jsonl": 3.0}
 
 
+def test_a_part_of_the_rows_and_rows_that_were_cut_are_other_measurements() -> None:
+    """Their hash is that of all rows, as text."""
+    first = evaluation({"eval_loss": 3.0}, ROWS | {"rows": 5, "limit": 5})
+    assert len(measured_losses([first, evaluation({"eval_loss": 2.0})], [])) == 2
+    short, long = ({"max_length": length, "cut_rows": 3, "dropped_rows": 0} for length in (16, 64))
+    cut = [evaluation({"eval_loss": 2.0}, ROWS | one) for one in (short, long)]
+    assert len(measured_losses(cut, [])) == 2
+    whole = [evaluation({"eval_loss": 2.0}, ROWS | one | {"cut_rows": 0}) for one in (short, long)]
+    assert len(measured_losses(whole, [promotion(CHECKS)])) == 1
+
+
 def test_what_is_no_number_is_no_measurement() -> None:
     odd = [{}, {"eval_loss": None}, {"eval_loss": math.nan}, {"eval_loss": "2"}, {"eval_loss": True}]
     assert measured_losses([evaluation(metrics) for metrics in odd], []) == {}

@@ -9,7 +9,7 @@ from rankloom_dashboard.charts.style import SERIES
 
 def measured(loss: float, low: float | None, high: float | None) -> Measured:
     at = datetime(2026, 3, 2, tzinfo=UTC)
-    return Measured(dataset="d", sha256="", rows=None, loss=loss, low=low, high=high, at=at)
+    return Measured(base="", dataset="d", key="d", rows=None, loss=loss, low=low, high=high, at=at)
 
 
 def test_a_bar_an_adapter_that_was_measured_in_its_own_colour() -> None:

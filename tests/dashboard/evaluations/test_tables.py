@@ -62,6 +62,20 @@ def test_rows_stand_from_the_one_that_is_won_most_to_the_one_without_a_number() 
     assert rows[0]["Loss: tuned"] == 1.0 and "Text: tuned" not in rows[0] and rows[1]["Text: base"] == "t"
 
 
+def test_a_row_on_which_only_the_other_gives_no_number_is_won_most() -> None:
+    """As the comparison counts it."""
+    found = report({"base": [math.nan, 2.0, 1.0, math.inf], "a1": [1.0, 1.0, math.nan, math.inf]})
+    listed = tables.advantages(found, only(found))
+    assert [(one.row, one.change) for one in listed] == [(0, "better"), (1, "better"), (3, "same"), (2, "worse")]
+    assert (only(found).wins, only(found).regressions) == (2, (2,))
+    assert [row["winner"] for row in tables.example_rows(found, only(found), listed)] == [
+        "tuned",
+        "tuned",
+        None,
+        "base",
+    ]
+
+
 def test_figures_have_a_row_a_model() -> None:
     base, tuned = tables.figure_rows(report())
     assert base == {
@@ -92,6 +106,8 @@ def test_what_was_recorded_at_once_is_one_run() -> None:
             created_at=datetime(2026, 3, 2, tzinfo=UTC),
         )
 
+    (many,) = tables.runs([record(f"ab12-{place}") for place in reversed(range(12))])
+    assert [one.evaluation_id for one in many.records] == [f"ab12-{place}" for place in range(12)]
     found = tables.runs([record("ab12-1", source="x"), record("old"), record("ab12-0", source="x")])
     assert [(run.run, len(run.records)) for run in found] == [("ab12", 2), ("old", 1)]
     assert [one.evaluation_id for one in found[0].records] == ["ab12-0", "ab12-1"]
@@ -112,7 +128,7 @@ def test_intervals() -> None:
 def test_a_chart_has_a_bar_a_row_and_never_too_many() -> None:
     found = tables.advantages(report(), only(report()))
     info = advantages_info(found, unit="nats a token")
-    assert [bar.row for bar in info.bars] == [0, 1, 2] and info.rows == 4
+    assert [bar.row for bar in info.bars] == [0, 1, 2] and (info.rows, info.left_out) == (3, 1)
     figure = draw_advantages(info)
     assert [(trace.name, list(trace.y)) for trace in figure.data] == [
         ("better", [1.0]),
@@ -123,6 +139,28 @@ def test_a_chart_has_a_bar_a_row_and_never_too_many() -> None:
     info = advantages_info(many, unit="")
     assert len(info.bars) == MOST_BARS and (info.bars[0].row, info.bars[-1].row) == (0, 9_999)
     assert not draw_advantages(advantages_info([], unit="")).data
+
+
+def test_what_is_drawn_of_the_rows_is_said() -> None:
+    """A picture of some of the rows that is said to hold all of them is read as if it did."""
+
+    def said(*by: float, unit: str = "nats a token") -> tuple[str, str]:
+        return tables_of([Advantage(row=place, by=each, change="same") for place, each in enumerate(by)], unit)
+
+    def tables_of(found: list[Advantage], unit: str) -> tuple[str, str]:
+        info = advantages_info(found, unit=unit)
+        return info.alt, info.caption
+
+    assert said(0.5, -0.25) == (
+        "2 bars, a row each, from the best to the worst: +0.5000 to -0.2500 nats a token",
+        "One bar a row.",
+    )
+    assert said(0.5, math.nan)[1] == "One bar a row; 1 row without a number is left out."
+    assert said(math.nan)[0] == "No row has a number"
+    _, many = tables_of([Advantage(row=place, by=-place, change="worse") for place in range(10_000)], "ROUGE-L")
+    assert many == "400 of 10,000 rows, at equal distances."
+    for name, unit in tables.UNITS.items():
+        assert not unit.startswith("of "), name
 
 
 def test_the_server_loads_no_model_library_for_it() -> None:
