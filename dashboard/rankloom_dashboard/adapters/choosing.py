@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard import data, elements
+from rankloom_dashboard.adapters.listing import described
 from rankloom_dashboard.evaluations import reads
 from rankloom_registry import Adapter, AdapterNotFoundError
 
@@ -38,7 +39,7 @@ def choose_adapters(most: int, *, explanation: str) -> list[Adapter]:
         "Adapters",
         list(known),
         key="chosen",
-        format_func=lambda key: _label(known[key]),
+        format_func=lambda key: described(known[key]),
         max_selections=most,
         help=explanation,
         on_change=lambda: elements.remember_ids(st.session_state["chosen"]),
@@ -46,9 +47,3 @@ def choose_adapters(most: int, *, explanation: str) -> list[Adapter]:
     if chosen != elements.wanted_ids():
         elements.remember_ids(chosen)
     return [known[adapter_id] for adapter_id in chosen]
-
-
-def _label(adapter: Adapter) -> str:
-    aliases = "".join(f" @{alias}" for alias in adapter.aliases)
-    name = formats.cut(adapter.name, 80)
-    return f"{name}{aliases} · eval loss {formats.loss(adapter.eval_loss)} · {formats.shorten(adapter.adapter_id, 12)}"

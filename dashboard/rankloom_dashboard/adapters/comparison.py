@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankloom_dashboard import formats
-from rankloom_dashboard.adapters.intervals import Measured, with_interval
+from rankloom_dashboard.adapters.intervals import MeasuredLoss, with_interval
 from rankloom_dashboard.leaderboard import usable_loss
 from rankloom_registry import Adapter
 
@@ -102,7 +102,7 @@ def metric_rows(adapters: Sequence[Adapter]) -> list[Row]:
     ]
 
 
-def measured_rows(measured: Sequence[Mapping[str, Measured]]) -> list[Row]:
+def measured_rows(measured: Sequence[Mapping[str, MeasuredLoss]]) -> list[Row]:
     """Compares losses on rows that were measured again, each with its bootstrap interval where one was recorded.
 
     Args:

@@ -14,7 +14,7 @@ from rankloom_registry import EvaluationRecord, PromotionRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class MeasuredLoss:
     """A loss on some rows.
 
     Attributes:
@@ -40,7 +40,7 @@ class Measured:
 
 def measured_losses(
     evaluations: Sequence[EvaluationRecord], promotions: Sequence[PromotionRecord]
-) -> dict[str, Measured]:
+) -> dict[str, MeasuredLoss]:
     """Collects an adapter's losses on each set of rows: its evaluations, and what its promotions measured it at.
 
     Args:
@@ -48,7 +48,7 @@ def measured_losses(
         promotions: The adapter's.
 
     Returns:
-        By `Measured.key`; of several, the newest with an interval, else the newest.
+        By `MeasuredLoss.key`; of several, the newest with an interval, else the newest.
     """
     found = [
         _measured(
@@ -88,7 +88,7 @@ def promoted_change(checks: Mapping[str, Any]) -> str:
     return written({"delta": found.get("delta"), **ends}, "delta", sign="+")
 
 
-def with_interval(one: Measured | None) -> str:
+def with_interval(one: MeasuredLoss | None) -> str:
     """Writes a loss with its interval, if there is one."""
     return formats.MISSING if one is None else _written(one.loss, one.low, one.high)
 
@@ -100,14 +100,14 @@ def _written(value: float, low: float | None, high: float | None, *, sign: str =
 
 def _measured(
     dataset: Mapping[str, Any], loss: Any, interval: tuple[float | None, float | None], *, base: str, at: datetime
-) -> Measured | None:
+) -> MeasuredLoss | None:
     value = _number(loss)
     if value is None:
         return None
     rows, name = dataset.get("rows"), formats.value(dataset.get("source") or dataset.get("name") or dict(dataset))
     # The hash is that of all rows, as text: how many were taken, and where they were cut, may differ.
     tokens = dataset.get("max_length") if dataset.get("cut_rows") or dataset.get("dropped_rows") else None
-    return Measured(
+    return MeasuredLoss(
         base=base,
         dataset=formats.cut(name, 300),
         key=formats.cut(json.dumps([dataset.get("sha256") or name, rows, tokens], default=str), 400),

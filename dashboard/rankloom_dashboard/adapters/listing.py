@@ -10,13 +10,14 @@ from rankloom_dashboard.leaderboard import usable_loss
 from rankloom_registry import Adapter
 
 _CELL = 200  # characters; a cell shows fewer
+_NAME = 80  # characters of a name that stands among others
 
 
 def title(adapter: Adapter) -> str:
     """Names an adapter for its reader: all adapters of a search have the search's name, so its trial is named, too."""
     trial = "" if adapter.trial_number is None else f" #{adapter.trial_number}"
     aliases = "".join(f" @{alias}" for alias in adapter.aliases)
-    return f"{adapter.name}{trial}{aliases}"
+    return f"{formats.cut(adapter.name, _NAME)}{trial}{aliases}"
 
 
 def described(adapter: Adapter) -> str:

@@ -80,9 +80,9 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 
 def _value(axis: Axis, sample: Sample) -> float:
-    value = sample.trial.params[axis.name]
     if axis.labels:
-        return int(axis.place(value) or 0)
+        return int(axis.place(sample.trial.params.get(axis.name)) or 0)
+    value = sample.trial.params[axis.name]
     return axis.choices.index(value) if axis.choices else float(value)
 
 

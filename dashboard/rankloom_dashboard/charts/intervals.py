@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from rankloom_dashboard.adapters.intervals import Measured
+from rankloom_dashboard.adapters.intervals import MeasuredLoss
 from rankloom_dashboard.charts.style import SERIES, lay_out, plain, with_unit
 
 
@@ -22,7 +22,7 @@ class Bar:
     place: int
 
 
-def intervals_info(names: Sequence[str], measured: Sequence[Measured | None]) -> tuple[Bar, ...]:
+def intervals_info(names: Sequence[str], measured: Sequence[MeasuredLoss | None]) -> tuple[Bar, ...]:
     """Collects the losses of the adapters that were measured on some rows.
 
     Args:

@@ -13,7 +13,7 @@ from rankloom_dashboard.adapters.comparison import (
     measured_rows,
     metric_rows,
 )
-from rankloom_dashboard.adapters.intervals import Measured
+from rankloom_dashboard.adapters.intervals import MeasuredLoss
 from rankloom_registry import Adapter, Registry
 
 
@@ -70,9 +70,9 @@ def test_labels_are_never_the_same(pair) -> None:
 
 
 def test_of_losses_on_two_bases_none_is_the_best() -> None:
-    def measured(loss: float, base: str) -> dict[str, Measured]:
+    def measured(loss: float, base: str) -> dict[str, MeasuredLoss]:
         at = datetime(2026, 3, 2, tzinfo=UTC)
-        return {"d": Measured(base=base, dataset="d", key="d", rows=3, loss=loss, low=None, high=None, at=at)}
+        return {"d": MeasuredLoss(base=base, dataset="d", key="d", rows=3, loss=loss, low=None, high=None, at=at)}
 
     (row,) = measured_rows([measured(2.0, "c0"), measured(3.0, "c0"), measured(4.0, "")])
     assert (row.best, row.differs) == ({0}, True)

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from rankloom_dashboard.adapters.intervals import Measured
+from rankloom_dashboard.adapters.intervals import MeasuredLoss
 from rankloom_dashboard.charts.intervals import draw_intervals, intervals_info
 from rankloom_dashboard.charts.style import SERIES
 
 
-def measured(loss: float, low: float | None, high: float | None) -> Measured:
+def measured(loss: float, low: float | None, high: float | None) -> MeasuredLoss:
     at = datetime(2026, 3, 2, tzinfo=UTC)
-    return Measured(base="", dataset="d", key="d", rows=None, loss=loss, low=low, high=high, at=at)
+    return MeasuredLoss(base="", dataset="d", key="d", rows=None, loss=loss, low=low, high=high, at=at)
 
 
 def test_a_bar_an_adapter_that_was_measured_in_its_own_colour() -> None:

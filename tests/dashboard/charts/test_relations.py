@@ -54,6 +54,15 @@ def test_importance_of_too_little_is_none(made, trial) -> None:
     assert importance_info([Sample(trial=item.trial, value=1.0) for item in found], told, EVAL_LOSS) == []
 
 
+def test_a_parameter_that_only_some_trials_have_counts_as_none_in_the_others(trial, search) -> None:
+    """As of a space that is a function, which may ask for nothing or leave it out."""
+    params = [{"warmup": "linear"}, {"warmup": None}, {}, {"warmup": "cosine"}] * 4
+    found = [Sample(trial=trial(n, params=each), value=float(n % 4)) for n, each in enumerate(params)]
+    told = axes(search(), found)
+    assert [item.axis.name for item in importance_info(found, told, EVAL_LOSS)] == ["warmup"]
+    assert len(parallel_coordinates_info(found, told, EVAL_LOSS).costs) == 16
+
+
 def test_parallel_lines_cross_every_upright_and_the_best_come_last(made) -> None:
     found, told = made(5)
     for objective in (EVAL_LOSS, MOST):
