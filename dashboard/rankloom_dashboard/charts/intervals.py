@@ -19,6 +19,7 @@ class Bar:
     loss: float
     low: float
     high: float
+    recorded: bool
     place: int
 
 
@@ -38,6 +39,7 @@ def intervals_info(names: Sequence[str], measured: Sequence[MeasuredLoss | None]
             loss=one.loss,
             low=one.loss if one.low is None else one.low,
             high=one.loss if one.high is None else one.high,
+            recorded=one.low is not None and one.high is not None,
             place=place,
         )
         for place, (name, one) in enumerate(zip(names, measured, strict=True))
@@ -64,9 +66,7 @@ def draw_intervals(bars: Sequence[Bar]) -> go.Figure:
                     "color": color,
                     "thickness": 2,
                 },
-                hovertemplate=(
-                    f"{plain(bar.label)}<br>{bar.loss:.4f}, 95% [{bar.low:.4f}, {bar.high:.4f}]<extra></extra>"
-                ),
+                hovertemplate=f"{plain(bar.label)}<br>{_written(bar)}<extra></extra>",
                 showlegend=False,
             )
         )
@@ -79,3 +79,8 @@ def draw_intervals(bars: Sequence[Bar]) -> go.Figure:
         zeroline=False,
     )
     return figure
+
+
+def _written(bar: Bar) -> str:
+    interval = f"95% [{bar.low:.4f}, {bar.high:.4f}]" if bar.recorded else "no interval recorded"
+    return f"{bar.loss:.4f}, {interval}"

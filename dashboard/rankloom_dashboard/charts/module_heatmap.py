@@ -108,7 +108,12 @@ def draw_module_heatmap(info: ModuleHeatmapInfo) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,
             colorscale=_SCALE,
-            colorbar={"thickness": 10, "outlinewidth": 0, "len": 1},
+            colorbar={
+                "title": {"text": NAMES[info.figure], "side": "right"},
+                "thickness": 10,
+                "outlinewidth": 0,
+                "len": 1,
+            },
             xgap=1,
             ygap=1,
         )

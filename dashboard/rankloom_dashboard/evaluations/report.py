@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pandas as pd
 import streamlit as st
 
@@ -125,17 +123,16 @@ def _chosen(report: Report) -> Comparison | None:
 
 
 def _regression_check(comparison: Comparison) -> None:
-    worse, rows = len(comparison.regressions), comparison.rows
-    by = "" if not comparison.margin else f", each by more than {comparison.margin:g} {tables.UNITS[comparison.metric]}"
-    said = f"worse on {worse} of {rows} rows ({comparison.regressed:.1%}), better on {comparison.wins}{by}"
-    kind: Literal["all", "some", "none"] = "all" if comparison.verdict == "worse" else "some" if worse else "none"
-    match kind:
-        case "all":
-            st.error(f"Regression: worse on the whole, and {said}.", icon=":material/trending_down:")
-        case "some":
-            st.warning(f"No regression is shown on the whole, but {said}.", icon=":material/rule:")
-        case "none":
-            st.success(f"No regression: {said}.", icon=":material/check:")
+    finding, said = tables.regression_check(comparison)
+    match finding:
+        case "worse":
+            st.error(said, icon=":material/trending_down:")
+        case "mixed":
+            st.warning(said, icon=":material/rule:")
+        case "better":
+            st.success(said, icon=":material/check:")
+        case "unknown":
+            st.info(said, icon=":material/rule:")
 
 
 def _examples(report: Report, comparison: Comparison, found: list[Advantage]) -> int | None:

@@ -19,6 +19,7 @@ ROWS_SHOWN = 500
 _CUT = 300  # characters of a text in a table
 _SMALLEST_P = 1e-4
 Change = Literal["better", "same", "worse"]
+Finding = Literal["worse", "mixed", "better", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +142,20 @@ def find_comparison(report: Report, metric: str, before: str, after: str) -> Com
 def row_metrics(report: Report) -> list[str]:
     """Returns by what the rows of a report can be compared."""
     return [name for name in METRIC_NAMES if any(one.metric == name for one in report.comparisons)]
+
+
+def regression_check(comparison: Comparison) -> tuple[Finding, str]:
+    """Says whether a model got worse: on the whole, on some rows, on none, or on too few rows to tell."""
+    worse, rows = len(comparison.regressions), comparison.rows
+    by = "" if not comparison.margin else f", each by more than {comparison.margin:g} {UNITS[comparison.metric]}"
+    said = f"worse on {worse} of {rows} rows ({comparison.regressed:.1%}), better on {comparison.wins}{by}"
+    if comparison.verdict == "worse":
+        return "worse", f"Regression: worse on the whole, and {said}."
+    if worse:
+        return "mixed", f"No regression is shown on the whole, but {said}."
+    if comparison.verdict == "better":
+        return "better", f"No regression: {said}."
+    return "unknown", f"No regression is shown: {said}. These rows do not tell which of the two is better."
 
 
 def advantages(report: Report, comparison: Comparison) -> list[Advantage]:

@@ -118,7 +118,7 @@ def evaluate(
         registry.record(*report.events())
     # Planned: whatever keeps it from being recorded, Ctrl-C too, leaves no stray rows, and is raised again.
     except BaseException:
-        report_file(registry.path, report.run).unlink()
+        report_file(registry.path, report.run).unlink(missing_ok=True)
         raise
     return report
 

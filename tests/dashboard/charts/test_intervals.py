@@ -18,7 +18,8 @@ def test_a_bar_an_adapter_that_was_measured_in_its_own_colour() -> None:
     first, second = draw_intervals(bars).data
     assert (first.error_x.array[0], first.error_x.arrayminus[0]) == (0.75, 0.5)
     assert second.marker.color == SERIES[2][0]
-    assert "&lt;i&gt;" in first.hovertemplate
+    assert "&lt;i&gt;" in first.hovertemplate and "2.0000, 95% [1.5000, 2.7500]" in first.hovertemplate
+    assert "3.0000, no interval recorded" in second.hovertemplate
 
 
 def test_nothing_measured_is_nothing_drawn() -> None:

@@ -141,6 +141,28 @@ def test_a_chart_has_a_bar_a_row_and_never_too_many() -> None:
     assert not draw_advantages(advantages_info([], unit="")).data
 
 
+@pytest.mark.parametrize(
+    ("losses", "finding", "said"),
+    [
+        (
+            [1.5] * 8,
+            "better",
+            "No regression: worse on 0 of 8 rows (0.0%), better on 8, each by more than 0.1 nats a token.",
+        ),
+        ([1.5] * 3, "unknown", "No regression is shown: worse on 0 of 3 rows"),
+        ([2.0] * 8, "unknown", "These rows do not tell which of the two is better."),
+        ([1.0] * 7 + [2.5], "mixed", "No regression is shown on the whole, but worse on 1 of 8 rows (12.5%)"),
+        ([2.5] * 8, "worse", "Regression: worse on the whole, and worse on 8 of 8 rows"),
+        ([2.05] * 8, "worse", "Regression: worse on the whole, and worse on 0 of 8 rows"),
+    ],
+)
+def test_no_regression_is_claimed_only_where_it_is_shown(losses: list[float], finding: str, said: str) -> None:
+    found = compare("loss", ("base", [2.0] * len(losses)), ("a1", losses))
+    assert found is not None
+    kind, text = tables.regression_check(found)
+    assert kind == finding and said in text
+
+
 def test_what_is_drawn_of_the_rows_is_said() -> None:
     """A picture of some of the rows that is said to hold all of them is read as if it did."""
 
