@@ -112,7 +112,7 @@ def _search_split(registry: Registry, adapter: Adapter, config: SearchConfig, ba
             f"no search made adapter {adapter.adapter_id}, so there is no held-out split: give --dataset FILE"
         )
     folder = storage / adapter.search_name / "data"  # the adapter's own name may have been changed since
-    if not (folder / "eval").is_dir():
+    if not (folder / "eval").is_dir() or not (folder / "eval.jsonl").is_file():
         raise DataError(f"the held-out split of {adapter.search_name!r} is not in {folder}: give --dataset FILE")
     # Split at line feeds alone: text may hold other characters that `splitlines` takes for the end of a line.
     lines = (folder / "eval.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")

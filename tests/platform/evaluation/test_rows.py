@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from rankloom.errors import DataError
 from rankloom.evaluation.base import base_of
 from rankloom.evaluation.rows import HeldOut, held_out_rows, question_of, whole_text
 from rankloom_registry import Registry
@@ -51,6 +52,16 @@ def test_characters_that_some_take_for_the_end_of_a_line_are_text(world: Any) ->
     rows = [json.loads(line) for line in world.eval_rows.read_text().splitlines()]
     rows[3]["prompt"] += "\x85 \u2028 \u2029"
     assert split_of(world, rows).rows == rows
+
+
+def test_a_split_without_its_text_asks_for_a_dataset(world: Any) -> None:
+    lines = world.eval_rows.read_text()
+    world.eval_rows.write_text(lines + lines)
+    with pytest.raises(DataError, match=r"tokens of 12 rows, and text of 24.*give --dataset FILE"):
+        split_of(world)
+    world.eval_rows.unlink()
+    with pytest.raises(DataError, match=r"held-out split of 'negation' is not in .*give --dataset FILE"):
+        split_of(world)
 
 
 def test_what_max_length_cuts_is_counted(world: Any, tmp_path: Any) -> None:
