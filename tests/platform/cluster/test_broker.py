@@ -1,4 +1,4 @@
-"""The broker as the plain asyncio object it is: who gets which trial, and who hears what of it."""
+"""The broker as the plain asyncio object it is: who waits for what, and who is woken."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-import pytest
-
-from rankloom.cluster.broker import MAX_ATTEMPTS, Broker
-from rankloom.cluster.flight import RUNG, LaneState, Past, Progress, final_result
+from rankloom.cluster.broker import Broker
+from rankloom.cluster.flight import RUNG
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
 from rankloom_registry import TrialEnded, TrialReported, TrialStarted
 
@@ -28,8 +26,8 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def one_lane(past: dict[str, Past] | None = None, *, takes_turns: bool = False) -> Broker:
-    broker = Broker(["lane-0"], past, takes_turns=takes_turns)
+async def one_lane() -> Broker:
+    broker = Broker(["lane-0"])
     await broker.lane_started("lane-0", 1)
     await broker.lane_ready("lane-0")
     return broker
@@ -44,13 +42,13 @@ async def taken(broker: Broker, free: int = ALL, lane: str = "lane-0") -> list[T
     return list((await broker.orders(lane, free, 0)).trials)
 
 
-async def verdicts(broker: Broker, lane: str = "lane-0") -> dict[str, Verdict]:
-    return dict((await broker.orders(lane, 0, 0)).verdicts)
+async def verdicts(broker: Broker) -> dict[str, Verdict]:
+    return dict((await broker.orders("lane-0", 0, 0)).verdicts)
 
 
-async def in_training(*trials: str, takes_turns: bool = False) -> Broker:
+async def in_training(*trials: str) -> Broker:
     """A broker whose lane has begun the trials."""
-    broker = await one_lane(takes_turns=takes_turns)
+    broker = await one_lane()
     await submitted(broker, *trials)
     assert len(await taken(broker)) == len(trials)
     return broker
@@ -83,30 +81,6 @@ def end(trial: str, status: str = "completed", **metrics: float) -> TrialEnded:
 
 
 # Who gets which trial
-
-
-def test_trials_are_taken_in_the_order_in_which_they_were_submitted() -> None:
-    async def scenario() -> None:
-        broker = await one_lane()
-        for number, trial in enumerate(["b", "a", "c"]):
-            await broker.submit(trial, number, {"r": number})
-        specs = [*await taken(broker, 2), *await taken(broker, 2)]
-        assert [(spec.trial_id, spec.number, spec.params, spec.attempt, spec.decided) for spec in specs] == [
-            ("b", 0, {"r": 0}, 1, 0),
-            ("a", 1, {"r": 1}, 1, 0),
-            ("c", 2, {"r": 2}, 1, 0),
-        ]
-
-    run(scenario())
-
-
-def test_a_lane_without_a_free_slot_gets_no_trial_and_one_with_some_gets_no_more() -> None:
-    async def scenario() -> None:
-        broker = await one_lane()
-        await submitted(broker, "a", "b", "c")
-        assert [len(await taken(broker, free)) for free in (0, 2, 2)] == [0, 2, 1]
-
-    run(scenario())
 
 
 def test_orders_wait_for_a_trial_as_long_as_they_are_told() -> None:
@@ -165,98 +139,6 @@ def test_a_lane_waits_for_tunes_decision_and_goes_on() -> None:
     run(scenario())
 
 
-def test_each_trial_gets_its_own_verdict() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a", "b", "c", "d")
-        for trial in ("a", "b", "c", "d"):
-            await evaluated(broker, trial, 1)
-        await broker.release("b")
-        await broker.release("c", paused=True)
-        asked = await asking(broker, "a", 1)
-        assert await verdicts(broker) == {"a": "go_on", "b": "stop", "c": "pause"}
-        asked.cancel()
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("verdict", ["go_on", "stop", "pause"])
-def test_a_verdict_is_given_once(verdict: Verdict) -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 1)
-        asked = await asking(broker, "a", 1) if verdict == "go_on" else None
-        if verdict != "go_on":
-            await broker.release("a", paused=verdict == "pause")
-        assert await verdicts(broker) == {"a": verdict}
-        assert await verdicts(broker) == {}
-        if asked is not None:
-            asked.cancel()
-
-    run(scenario())
-
-
-def test_a_trial_is_stopped_at_any_time() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await broker.release("a")
-        assert await verdicts(broker) == {"a": "stop"}
-        assert not await broker.drained(0.0)  # until the lane has saved what there is
-        await broker.finish(end("a", "stopped", steps=1))
-        assert await broker.drained(0.0)
-
-    run(scenario())
-
-
-def test_a_stopped_trial_is_not_merely_paused_by_what_its_actor_says_later() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await broker.release("a")
-        await broker.release("a", paused=True)
-        assert await verdicts(broker) == {"a": "stop"}
-
-    run(scenario())
-
-
-def test_a_trial_released_before_a_lane_took_it_is_not_trained_until_it_is_submitted_again() -> None:
-    async def scenario() -> None:
-        broker = await one_lane()
-        await submitted(broker, "a", "b")
-        await broker.release("a")
-        assert [spec.trial_id for spec in await taken(broker)] == ["b"]
-        assert await broker.events(0, 0.0) == []  # nobody began it
-        await submitted(broker, "a")
-        assert [(spec.trial_id, spec.attempt) for spec in await taken(broker)] == [("a", 1)]
-
-    run(scenario())
-
-
-def test_a_queued_trial_with_results_ends_with_its_last_when_it_is_released() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 1, loss=0.5)
-        await broker.lane_started("lane-0", 2)  # back into the queue
-        await broker.release("a")
-        assert await taken(broker) == []
-        event = (await broker.events(0, 0.0))[-1]
-        assert isinstance(event, TrialEnded)
-        assert (event.status, event.attempt, event.metrics) == ("stopped", 1, {"steps": 1, "eval_loss": 0.5})
-        await broker.release("a")
-        assert len(await broker.events(0, 0.0)) == 2  # once
-
-    run(scenario())
-
-
-def test_a_queued_trial_that_was_begun_ends_also_without_a_result() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await broker.lane_started("lane-0", 2)
-        await broker.release("a")
-        (event,) = await broker.events(0, 0.0)
-        assert isinstance(event, TrialEnded) and event.status == "stopped" and event.metrics == {}
-
-    run(scenario())
-
-
 def test_a_trial_whose_tune_actor_died_is_replayed_to_the_next_and_goes_on() -> None:
     async def scenario() -> None:
         broker = await in_training("a")
@@ -275,23 +157,6 @@ def test_a_trial_whose_tune_actor_died_is_replayed_to_the_next_and_goes_on() -> 
 # Pauses
 
 
-def test_a_paused_trial_leaves_its_slot_and_comes_back_with_its_checkpoint() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 3, index=0)
-        await broker.release("a", paused=True)
-        await submitted(broker, "b")
-        orders = await broker.orders("lane-0", 1, None)
-        assert orders.verdicts == {"a": "pause"} and [spec.trial_id for spec in orders.trials] == ["b"]
-        assert await broker.events(1, 0.0) == []  # it did not end
-        await broker.submit("a", 0, {"r": 9}, restored=3)
-        assert await taken(broker) == [TrialSpec(trial_id="a", number=0, params={"r": 9}, attempt=2, decided=3)]
-        await broker.report([evaluation("a", 4)])
-        assert bare(await broker.next_result("a", 0)) == {"steps": 4, "eval_loss": 1.0}  # its results begin anew
-
-    run(scenario())
-
-
 def test_a_trial_that_is_restored_before_its_lane_heard_of_the_pause_waits_for_the_lane() -> None:
     async def scenario() -> None:
         broker = await in_training("a")
@@ -303,51 +168,6 @@ def test_a_trial_that_is_restored_before_its_lane_heard_of_the_pause_waits_for_t
         assert await verdicts(broker) == {"a": "pause"}
         await again
         assert [(spec.attempt, spec.decided) for spec in await taken(broker)] == [(2, 3)]
-
-    run(scenario())
-
-
-def test_a_trial_that_goes_on_before_its_lane_heard_of_the_pause_keeps_its_slot() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 1)
-        await broker.release("a", paused=True)
-        await broker.submit("a", 0, PARAMS, seen=1)
-        assert await broker.orders("lane-0", ALL, 0) == Orders(verdicts={"a": "go_on"})
-        await broker.report([evaluation("a", 2)])
-        assert (await broker.next_result("a", 1) or {})["steps"] == 2
-
-    run(scenario())
-
-
-def test_a_trial_that_goes_on_after_its_lane_heard_of_the_pause_begins_behind_its_last_result() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 2, index=0)
-        await broker.release("a", paused=True)
-        assert await verdicts(broker) == {"a": "pause"}
-        await broker.submit("a", 0, PARAMS, seen=1)
-        assert [(spec.attempt, spec.decided) for spec in await taken(broker)] == [(2, 2)]
-        await broker.report([evaluation("a", 3)])
-        assert (await broker.next_result("a", 1) or {})["steps"] == 3
-
-    run(scenario())
-
-
-def test_an_actor_that_speaks_late_does_not_pause_a_trial_that_went_on_in_another() -> None:
-    async def scenario() -> None:
-        broker = await one_lane()
-        lease = await broker.submit("a", 0, PARAMS)
-        await taken(broker)
-        await evaluated(broker, "a", 1)
-        await broker.release("a", lease, paused=True)
-        assert await verdicts(broker) == {"a": "pause"}
-        newer = await broker.submit("a", 0, PARAMS, restored=1)
-        await taken(broker)
-        await broker.release("a", lease, paused=True)
-        assert await verdicts(broker) == {}
-        await broker.release("a", newer, paused=True)
-        assert await verdicts(broker) == {"a": "pause"}
 
     run(scenario())
 
@@ -411,131 +231,7 @@ def test_a_trial_that_is_dismissed_before_its_lane_heard_of_the_pause_is_stopped
     run(scenario())
 
 
-def test_a_trial_that_is_restored_and_stopped_before_it_reports_ends_with_what_was_known() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 1, loss=0.5)
-        await broker.release("a", paused=True)
-        await verdicts(broker)
-        await broker.submit("a", 0, PARAMS, restored=1)
-        await broker.release("a")
-        (event,) = await broker.events(1, 0.0)
-        assert isinstance(event, TrialEnded) and event.metrics == {"steps": 1, "eval_loss": 0.5}
-
-    run(scenario())
-
-
-def test_taking_turns_a_trial_that_goes_on_makes_room_for_one_that_waits() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a", takes_turns=True)
-        await submitted(broker, "a", "b")
-        await evaluated(broker, "a", 1)
-        asked = await asking(broker, "a", 1)
-        orders = await broker.orders("lane-0", 1, None)
-        assert orders.verdicts == {"a": "pause"} and [spec.trial_id for spec in orders.trials] == ["b"]
-        assert [(spec.trial_id, spec.attempt, spec.decided) for spec in await taken(broker)] == [("a", 2, 1)]
-        await broker.report([evaluation("a", 2)])
-        assert bare(await asked) == {"steps": 2, "eval_loss": 1.0}
-        asked = await asking(broker, "a", 2)
-        assert await verdicts(broker) == {"a": "go_on"}  # nobody waits
-        asked.cancel()
-
-    run(scenario())
-
-
-def test_a_trial_that_ends_while_it_waits_for_its_turn_is_not_taken_again() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a", takes_turns=True)
-        await submitted(broker, "a", "b")
-        await evaluated(broker, "a", 1)
-        asked = await asking(broker, "a", 1)
-        assert await verdicts(broker) == {"a": "pause"}
-        await broker.finish(end("a", "failed"))  # by an engine that cannot pause
-        assert await asked == {"done": True, "outcome": "failed"}
-        assert [spec.trial_id for spec in await taken(broker)] == ["b"]
-
-    run(scenario())
-
-
 # Lanes that die
-
-
-def test_a_restarted_lane_trains_its_trial_again_and_repeats_nothing_that_was_decided() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 1)
-        asked = await asking(broker, "a", 1)
-        assert await verdicts(broker) == {"a": "go_on"}
-        await broker.lane_started("lane-0", 2)
-        assert [(spec.attempt, spec.decided) for spec in await taken(broker)] == [(2, 1)]
-        await broker.report([evaluation("a", 1)])  # from an engine that begins anew
-        assert await verdicts(broker) == {"a": "go_on"}
-        assert len(await broker.events(0, 0.0)) == 1
-        await broker.report([evaluation("a", 2)])
-        assert bare(await asked) == {"steps": 2, "eval_loss": 1.0}
-
-    run(scenario())
-
-
-def test_an_evaluation_that_nobody_decided_about_when_the_lane_died_is_asked_about_again() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        await evaluated(broker, "a", 1)
-        asked = await asking(broker, "a", 1)
-        await verdicts(broker)
-        await broker.report([evaluation("a", 2)])
-        assert await asked is not None
-        await broker.lane_started("lane-0", 2)
-        assert [spec.decided for spec in await taken(broker)] == [1]  # its checkpoint is of step 2
-        await broker.report([evaluation("a", 2)])
-        assert await verdicts(broker) == {} and len(await broker.events(0, 0.0)) == 2
-        asked = await asking(broker, "a", 2)
-        assert await verdicts(broker) == {"a": "go_on"}
-        asked.cancel()
-
-    run(scenario())
-
-
-def test_trials_of_a_dead_lane_come_first_and_in_the_order_of_their_numbers() -> None:
-    async def scenario() -> None:
-        broker = await in_training("d", "c", "b")
-        await submitted(broker, "d", "c", "b", "a")
-        for trial, steps in (("c", 2), ("b", 1)):
-            for step in range(1, steps + 1):
-                await evaluated(broker, trial, step)
-                asked = await asking(broker, trial, step)
-                assert await verdicts(broker) == {trial: "go_on"}
-                asked.cancel()
-        await broker.lane_started("lane-0", 2)
-        specs = await taken(broker)
-        assert [(spec.trial_id, spec.number, spec.attempt, spec.decided) for spec in specs] == [
-            ("d", 0, 2, 0),
-            ("c", 1, 2, 2),
-            ("b", 2, 2, 1),
-            ("a", 3, 1, 0),
-        ]
-
-    run(scenario())
-
-
-def test_of_a_dead_lanes_trials_those_that_tune_let_go_are_not_trained_again() -> None:
-    async def scenario() -> None:
-        broker = await in_training("stopped", "told", "paused", "wanted")
-        for trial in ("stopped", "told", "paused"):
-            await evaluated(broker, trial, 1, loss=0.5)
-        await broker.release("told")
-        assert await verdicts(broker) == {"told": "stop"}
-        await broker.release("stopped")
-        await broker.release("paused", paused=True)
-        await broker.lane_started("lane-0", 2)
-        assert [spec.trial_id for spec in await taken(broker)] == ["wanted"]
-        ends = [event for event in await broker.events(0, 0.0) if isinstance(event, TrialEnded)]
-        assert {event.trial_id for event in ends} == {"stopped", "told"}
-        assert {(event.status, event.metrics["eval_loss"]) for event in ends} == {("stopped", 0.5)}
-        await broker.submit("paused", 2, PARAMS, restored=1)
-        assert [(spec.trial_id, spec.attempt) for spec in await taken(broker)] == [("paused", 2)]
-
-    run(scenario())
 
 
 def test_a_request_of_a_dead_process_takes_no_trial_from_its_successor() -> None:
@@ -547,37 +243,6 @@ def test_a_request_of_a_dead_process_takes_no_trial_from_its_successor() -> None
         await submitted(broker, "a")
         assert [spec.trial_id for spec in await taken(broker)] == ["a"]
         assert await dead == OVER
-
-    run(scenario())
-
-
-def test_a_trial_under_which_processes_keep_dying_fails() -> None:
-    async def scenario() -> None:
-        broker = await one_lane()
-        await submitted(broker, "a")
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            assert [spec.attempt for spec in await taken(broker)] == [attempt]
-            await broker.lane_started("lane-0", attempt)
-        assert await broker.next_result("a", 0) == {"done": True, "outcome": "failed"}
-        (event,) = await broker.events(0, 0.0)
-        assert isinstance(event, TrialEnded) and event.status == "failed" and f"{MAX_ATTEMPTS} times" in event.message
-        await submitted(broker, "b")
-        assert [spec.trial_id for spec in await taken(broker)] == ["b"]
-
-    run(scenario())
-
-
-def test_pauses_are_not_deaths() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a")
-        for step in range(1, MAX_ATTEMPTS + 3):
-            await evaluated(broker, "a", step, index=0)
-            await broker.release("a", paused=True)
-            assert await verdicts(broker) == {"a": "pause"}
-            await broker.submit("a", 0, PARAMS, restored=step)
-            assert [spec.attempt for spec in await taken(broker)] == [step + 1]
-        await broker.lane_started("lane-0", 2)
-        assert [spec.decided for spec in await taken(broker)] == [MAX_ATTEMPTS + 2]
 
     run(scenario())
 
@@ -687,19 +352,6 @@ def test_drained_ends_whatever_tune_left_behind() -> None:
 # Lanes
 
 
-def test_lanes_are_known_before_they_come() -> None:
-    async def scenario() -> None:
-        broker = Broker(["lane-0"])
-        assert (await broker.state())[0] == [LaneState(lane="lane-0", state="starting")]
-        await broker.lane_started("lane-0", 41)
-        await broker.lane_started("lane-0", 42)
-        await broker.lane_ready("lane-0", 4, "4 slots: measured")
-        ready = LaneState(lane="lane-0", state="ready", starts=2, pid=42, slots=4, message="4 slots: measured")
-        assert (await broker.state())[0] == [ready]
-
-    run(scenario())
-
-
 def test_the_first_lane_that_is_ready_says_how_many_trials_are_planned() -> None:
     async def scenario() -> None:
         broker = Broker(["lane-0", "lane-1", "lane-2"])
@@ -742,69 +394,7 @@ def test_nothing_is_planned_when_no_lane_can_run() -> None:
     run(scenario())
 
 
-def test_progress_is_kept_while_a_trial_is_in_hand() -> None:
-    async def scenario() -> None:
-        broker = await in_training("a", "b")
-        for number, trial in enumerate(("a", "b")):
-            await broker.progress(Progress(trial_id=trial, number=number, step=3, train_loss=1.0))
-        assert [progress.trial_id for progress in (await broker.state())[1]] == ["a", "b"]
-        await broker.finish(end("a", steps=3))
-        await broker.release("b", paused=True)
-        await verdicts(broker)
-        assert (await broker.state())[1] == []
-
-    run(scenario())
-
-
-# Searches that are taken up again
-
-
-def test_a_trial_that_an_earlier_run_ended_is_answered_and_not_trained() -> None:
-    ended = final_result(end("a", steps=9, eval_loss=0.5))
-
-    async def scenario() -> None:
-        first = {"steps": 3, "eval_loss": 0.7}
-        broker = await one_lane({"a": Past(attempts=1, results=[first, ended], ended=True), "b": Past(attempts=2)})
-        await submitted(broker, "a", "b")
-        assert [bare(await broker.next_result("a", index)) for index in (0, 1)] == [first, ended]
-        assert [(spec.trial_id, spec.attempt) for spec in await taken(broker)] == [("b", 3)]
-        await broker.release("a")
-        assert await broker.events(0, 0.0) == []
-
-    run(scenario())
-
-
-def test_a_trial_that_an_earlier_run_left_is_replayed_to_tune_and_trained_on() -> None:
-    known = [{"steps": step, "eval_loss": 1.0} for step in (1, 2)]
-
-    async def scenario() -> None:
-        broker = await one_lane({"a": Past(attempts=1, results=known)})
-        await submitted(broker, "a")
-        assert [(spec.attempt, spec.decided) for spec in await taken(broker)] == [(2, 0)]
-        await broker.report([evaluation("a", 2)])  # its checkpoint's
-        assert [bare(await broker.next_result("a", index)) for index in (0, 1)] == known
-        assert await verdicts(broker) == {}
-        asked = await asking(broker, "a", 2)
-        assert await verdicts(broker) == {"a": "go_on"}
-        assert await broker.events(0, 0.0) == []
-        await broker.report([evaluation("a", 3)])
-        assert bare(await asked) == {"steps": 3, "eval_loss": 1.0}
-
-    run(scenario())
-
-
-def test_a_trial_that_an_earlier_run_left_may_be_stopped_before_it_is_trained_on() -> None:
-    async def scenario() -> None:
-        known = {"steps": 1, "eval_loss": 0.5}
-        broker = await one_lane({"a": Past(attempts=1, results=[known])})
-        await submitted(broker, "a")
-        assert bare(await broker.next_result("a", 0)) == known
-        await broker.release("a")
-        (event,) = await broker.events(0, 0.0)
-        assert isinstance(event, TrialEnded)
-        assert (event.status, event.attempt, event.metrics) == ("stopped", 1, known)
-
-    run(scenario())
+# Who is woken
 
 
 def test_events_that_are_there_are_returned_without_waiting() -> None:
@@ -822,13 +412,6 @@ def test_events_that_are_there_are_returned_without_waiting() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("status", ["completed", "stopped", "failed"])
-def test_a_failed_trial_has_no_metric_for_anyone_to_mistake(status: str) -> None:
-    result = final_result(end("a", status, steps=3, eval_loss=0.5))
-    assert result["outcome"] == status and result["done"] is True
-    assert ("eval_loss" in result) == (status != "failed")
-
-
 def test_a_result_brings_all_that_were_reported_with_it() -> None:
     async def scenario() -> None:
         broker = await in_training("a", "b", "c")
@@ -843,13 +426,26 @@ def test_a_result_brings_all_that_were_reported_with_it() -> None:
     asyncio.run(scenario())
 
 
-def test_a_rung_knows_what_an_earlier_run_saw_of_it() -> None:
-    async def scenario() -> None:
-        past = {"old": Past(attempts=1, results=[{"steps": 2, "eval_loss": 0.5, "done": True}], ended=True)}
-        broker = await one_lane(past)
-        await submitted(broker, "a")
-        await taken(broker)
-        await broker.report([evaluation("a", 2, 0.25)])
-        assert (await broker.next_result("a", 0) or {})[RUNG] == [0.5, 0.25]
+# Stopped by somebody other than Tune
 
-    asyncio.run(scenario())
+
+def test_its_lane_ends_it_and_tune_hears_of_it_while_it_waits() -> None:
+    async def scenario() -> None:
+        broker = await in_training("a", "b")
+        await broker.submit("c", 2, PARAMS)
+        hears = asyncio.create_task(broker.next_result("b", 0))
+        waits = asyncio.create_task(broker.orders("lane-0", 0, None))
+        assert await broker.stop(1, "ann", "it learns nothing") == ""
+        assert (await waits).verdicts == {"b": "stop"}  # at once
+        assert await broker.stop(1, "bob", "me too") == ""  # a second time changes nothing
+        assert not (await broker.orders("lane-0", 0, 0)).verdicts
+        await broker.finish(TrialEnded(trial_id="b", status="stopped", metrics={"steps": 1}, who="root"))
+        assert await hears == {"steps": 1} | {"done": True, "outcome": "stopped"}
+        (end,) = (event for event in await broker.events(0, 0.0) if isinstance(event, TrialEnded))
+        assert (end.who, end.why, end.message) == ("ann", "it learns nothing", "stopped by ann: it learns nothing")
+        assert end.event_id == "trial_ended:b:1:stopped"
+        assert [spec.trial_id for spec in (await broker.orders("lane-0", 1, 0)).trials] == ["c"]
+        await broker.release("b")  # Tune says that it heard
+        assert await broker.events(0, 0.0) == [end]
+
+    run(scenario())
