@@ -49,7 +49,7 @@ class Flights:
             spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts)
             flight = Flight(spec, results=list(past.results), last=dict((past.results or [{}])[-1]))
             flight.ended = past.ended
-        elif restored is not None and flight.halt is not None:  # Tune is yet to hear that it is over
+        elif restored is not None and flight.ended:  # Tune is yet to hear that it is over
             flight = dataclasses.replace(flight, results=flight.results[-1:])
         elif restored is not None:
             spec = dataclasses.replace(flight.spec, params=params, decided=restored)

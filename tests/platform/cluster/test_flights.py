@@ -399,3 +399,27 @@ def test_a_rung_knows_what_an_earlier_run_saw_of_it() -> None:
     taken(flights)
     flights.report([evaluation("a", 2, 0.25)])
     assert (heard(flights, "a", 0) or {})[RUNG] == [0.5, 0.25]
+
+
+def test_a_trial_that_failed_before_tune_paused_it_is_over_when_tune_comes_back_to_it() -> None:
+    flights = in_training("a")
+    for _ in range(MAX_ATTEMPTS - 1):
+        flights.take_back("lane-0")
+        taken(flights)
+    flights.report([evaluation("a", 1)])
+    flights.take_back("lane-0")
+    assert isinstance(flights.events[-1], TrialEnded)
+    flights.release("a", paused=True)  # Tune has read no further than the evaluation
+    flights.submit("a", 0, PARAMS, restored=1)
+    assert heard(flights, "a", 0) == {"done": True, "outcome": "failed"}
+    assert taken(flights) == []
+
+
+def test_a_trial_that_an_earlier_run_ended_copies_no_other() -> None:
+    ended = final_result(end("a", steps=9, eval_loss=0.5))
+    flights = Flights({"a": Past(attempts=1, results=[{"steps": 3, "eval_loss": 0.7}, ended], ended=True)})
+    submitted(flights, "a")
+    assert heard(flights, "a", 0) is not None
+    flights.submit("a", 0, {"r": 9}, restored=6)  # another's checkpoint
+    assert heard(flights, "a", 0) == ended
+    assert taken(flights) == []
