@@ -32,7 +32,8 @@ class Halt:
 class Flight:
     """A trial between its submission and its end."""
 
-    spec: TrialSpec  # its attempt is the last one begun; 0 before the first
+    spec: TrialSpec  # its attempt is the last one that a lane was given; 0 before the first
+    begun: int = 0  # the last attempt of which a lane said that it began
     results: list[dict[str, Any]] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)  # the latest result, also of before it was restored
     lease: int = 0  # counts its submissions

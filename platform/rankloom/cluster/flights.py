@@ -48,12 +48,12 @@ class Flights:
             past = self._past.get(trial_id, Past(attempts=0))
             spec = TrialSpec(trial_id=trial_id, number=number, params=params, attempt=past.attempts)
             flight = Flight(spec, results=list(past.results), last=dict((past.results or [{}])[-1]))
-            flight.ended = past.ended
+            flight.begun, flight.ended = past.attempts, past.ended
         elif restored is not None and flight.ended:  # Tune is yet to hear that it is over
             flight = dataclasses.replace(flight, results=flight.results[-1:])
         elif restored is not None:
             spec = dataclasses.replace(flight.spec, params=params, decided=restored)
-            flight = Flight(spec, last=flight.last, lease=flight.lease, deaths=flight.deaths)
+            flight = Flight(spec, last=flight.last, lease=flight.lease, begun=flight.begun, deaths=flight.deaths)
         self._flights[trial_id] = flight
         flight.lease += 1
         flight.asked = max(flight.asked, seen + 1)
@@ -114,6 +114,7 @@ class Flights:
 
     def started(self, event: TrialStarted) -> None:
         """Take in that a lane began a trial."""
+        self._flights[event.trial_id].begun = event.attempt
         # What comes in after the close was cut short; a search that is resumed reads of it in the lane's log.
         if not self.closed:
             self.events.append(event)
@@ -147,8 +148,11 @@ class Flights:
         for trial_id in sorted(self._in_hand[lane], key=lambda mine: self._flights[mine].spec.number, reverse=True):
             flight = self._flights[trial_id]
             self._let_go(flight)
-            flight.deaths += 1
             flight.awaiting = None
+            if flight.begun == flight.spec.attempt:
+                flight.deaths += 1
+            else:  # the process was dead when it got the trial, or died before it could say that it began
+                flight.spec = dataclasses.replace(flight.spec, attempt=flight.begun)
             if flight.released and flight.paused and not flight.halt:
                 continue
             if flight.released or flight.halt:
@@ -233,7 +237,8 @@ class Flights:
         flight = self._flights[event.trial_id]
         if flight.halt is not None:
             event = flight.halt.signed(event)
-        self.events.append(event)
+        if event.attempt:  # a trial that was never begun is not in the registry, which would refuse its end
+            self.events.append(event)
         flight.ended = True
         self._let_go(flight)
         if event.trial_id in self._queue:

@@ -9,7 +9,7 @@ from typing import Any
 from rankloom.cluster.broker import Broker
 from rankloom.cluster.flight import RUNG
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
-from rankloom_registry import TrialEnded, TrialReported, TrialStarted
+from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 PARAMS = {"r": 8}
 ALL = 100  # slots enough for everything that is queued
@@ -39,7 +39,11 @@ async def submitted(broker: Broker, *trials: str) -> None:
 
 
 async def taken(broker: Broker, free: int = ALL, lane: str = "lane-0") -> list[TrialSpec]:
-    return list((await broker.orders(lane, free, 0)).trials)
+    """The trials that a lane takes and begins."""
+    trials = (await broker.orders(lane, free, 0)).trials
+    for spec in trials:
+        await broker.started(start(spec))
+    return list(trials)
 
 
 async def verdicts(broker: Broker) -> dict[str, Verdict]:
@@ -74,6 +78,17 @@ def bare(result: dict[str, Any] | None) -> dict[str, Any]:
 
 def evaluation(trial: str, step: int, loss: float = 1.0) -> TrialReported:
     return TrialReported(trial_id=trial, step=step, metrics={"steps": step, "eval_loss": loss})
+
+
+def start(spec: TrialSpec) -> TrialStarted:
+    return TrialStarted(
+        trial_id=spec.trial_id, search_id="s", number=spec.number, params=spec.params, attempt=spec.attempt
+    )
+
+
+async def told(broker: Broker) -> list[Event]:
+    """What happened, but for what began."""
+    return [event for event in await broker.events(0, 0.0) if not isinstance(event, TrialStarted)]
 
 
 def end(trial: str, status: str = "completed", **metrics: float) -> TrialEnded:
@@ -133,7 +148,7 @@ def test_a_lane_waits_for_tunes_decision_and_goes_on() -> None:
         assert await waiting == Orders(verdicts={"a": "go_on"})
         await broker.finish(end("a", steps=2, eval_loss=0.25), [evaluation("a", 2, 0.25)])
         assert bare(await asked) == {"steps": 2, "eval_loss": 0.25, "done": True, "outcome": "completed"}
-        kinds = [(type(event), getattr(event, "step", None)) for event in await broker.events(0, 0.0)]
+        kinds = [(type(event), getattr(event, "step", None)) for event in await told(broker)]
         assert kinds == [(TrialReported, 1), (TrialReported, 2), (TrialEnded, None)]
 
     run(scenario())
@@ -183,7 +198,7 @@ def test_a_trial_that_copies_another_is_taken_from_its_lane_and_does_not_end() -
         await recalled
         await broker.submit("a", 0, {"r": 9}, restored=6)
         assert [(spec.params, spec.decided) for spec in await taken(broker)] == [({"r": 9}, 6)]
-        assert not [event for event in await broker.events(0, 0.0) if isinstance(event, TrialEnded)]
+        assert not [event for event in await told(broker) if isinstance(event, TrialEnded)]
 
     run(scenario())
 
@@ -209,7 +224,7 @@ def test_a_paused_trial_that_tune_dismisses_ends_with_its_last_result() -> None:
         await verdicts(broker)
         for tune_id in ("x", "x", "unknown"):
             await broker.dismiss(tune_id)
-        (event,) = await broker.events(1, 0.0)
+        (event,) = (await told(broker))[1:]
         assert isinstance(event, TrialEnded)
         assert (event.status, event.metrics) == ("stopped", {"steps": 1, "eval_loss": 0.5})
 
@@ -226,7 +241,7 @@ def test_a_trial_that_is_dismissed_before_its_lane_heard_of_the_pause_is_stopped
         await broker.dismiss("x")
         assert await verdicts(broker) == {"a": "stop"}
         await broker.finish(end("a", "stopped", steps=1))
-        assert len(await broker.events(0, 0.0)) == 2
+        assert len(await told(broker)) == 2
 
     run(scenario())
 
@@ -343,7 +358,7 @@ def test_drained_ends_whatever_tune_left_behind() -> None:
         assert not await broker.drained(0.0)
         assert await verdicts(broker) == {"trained": "stop"}
         assert await taken(broker) == []
-        ends = [event for event in await broker.events(0, 0.0) if isinstance(event, TrialEnded)]
+        ends = [event for event in await told(broker) if isinstance(event, TrialEnded)]
         assert [(event.trial_id, event.status) for event in ends] == [("paused", "stopped")]
 
     run(scenario())
@@ -400,6 +415,7 @@ def test_nothing_is_planned_when_no_lane_can_run() -> None:
 def test_events_that_are_there_are_returned_without_waiting() -> None:
     async def scenario() -> None:
         broker = await one_lane()
+        await submitted(broker, "a")
         assert await broker.events(0, 0.0) == []
         event = TrialStarted(trial_id="a", search_id="s", number=0, params=PARAMS)
         await broker.started(event)
@@ -441,11 +457,11 @@ def test_its_lane_ends_it_and_tune_hears_of_it_while_it_waits() -> None:
         assert not (await broker.orders("lane-0", 0, 0)).verdicts
         await broker.finish(TrialEnded(trial_id="b", status="stopped", metrics={"steps": 1}, who="root"))
         assert await hears == {"steps": 1} | {"done": True, "outcome": "stopped"}
-        (end,) = (event for event in await broker.events(0, 0.0) if isinstance(event, TrialEnded))
+        (end,) = (event for event in await told(broker) if isinstance(event, TrialEnded))
         assert (end.who, end.why, end.message) == ("ann", "it learns nothing", "stopped by ann: it learns nothing")
         assert end.event_id == "trial_ended:b:1:stopped"
         assert [spec.trial_id for spec in (await broker.orders("lane-0", 1, 0)).trials] == ["c"]
         await broker.release("b")  # Tune says that it heard
-        assert await broker.events(0, 0.0) == [end]
+        assert await told(broker) == [end]
 
     run(scenario())

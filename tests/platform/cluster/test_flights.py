@@ -9,7 +9,7 @@ import pytest
 from rankloom.cluster.flight import RUNG, Past, Progress, final_result
 from rankloom.cluster.flights import MAX_ATTEMPTS, Flights
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
-from rankloom_registry import TrialEnded, TrialReported
+from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 PARAMS = {"r": 8}
 ALL = 100  # slots enough for everything that is queued
@@ -21,7 +21,14 @@ def submitted(flights: Flights, *trials: str) -> None:
 
 
 def taken(flights: Flights, free: int = ALL) -> list[TrialSpec]:
-    return list(flights.orders("lane-0", free).trials)
+    """The trials that a lane takes and begins."""
+    return begun(flights, flights.orders("lane-0", free))
+
+
+def begun(flights: Flights, orders: Orders) -> list[TrialSpec]:
+    for spec in orders.trials:
+        flights.started(start(spec))
+    return list(orders.trials)
 
 
 def verdicts(flights: Flights) -> dict[str, Verdict]:
@@ -54,6 +61,17 @@ def bare(result: dict[str, Any] | None) -> dict[str, Any]:
 
 def evaluation(trial: str, step: int, loss: float = 1.0) -> TrialReported:
     return TrialReported(trial_id=trial, step=step, metrics={"steps": step, "eval_loss": loss})
+
+
+def start(spec: TrialSpec) -> TrialStarted:
+    return TrialStarted(
+        trial_id=spec.trial_id, search_id="s", number=spec.number, params=spec.params, attempt=spec.attempt
+    )
+
+
+def told(flights: Flights) -> list[Event]:
+    """What happened, but for what began."""
+    return [event for event in flights.events if not isinstance(event, TrialStarted)]
 
 
 def end(trial: str, status: str = "completed", **metrics: float) -> TrialEnded:
@@ -127,7 +145,7 @@ def test_a_trial_released_before_a_lane_took_it_is_not_trained_until_it_is_submi
     submitted(flights, "a", "b")
     flights.release("a")
     assert [spec.trial_id for spec in taken(flights)] == ["b"]
-    assert flights.events == []  # nobody began it
+    assert told(flights) == []  # nobody began it
     submitted(flights, "a")
     assert [(spec.trial_id, spec.attempt) for spec in taken(flights)] == [("a", 1)]
 
@@ -138,18 +156,18 @@ def test_a_queued_trial_with_results_ends_with_its_last_when_it_is_released() ->
     flights.take_back("lane-0")  # back into the queue
     flights.release("a")
     assert taken(flights) == []
-    event = flights.events[-1]
+    event = told(flights)[-1]
     assert isinstance(event, TrialEnded)
     assert (event.status, event.attempt, event.metrics) == ("stopped", 1, {"steps": 1, "eval_loss": 0.5})
     flights.release("a")
-    assert len(flights.events) == 2  # once
+    assert len(told(flights)) == 2  # once
 
 
 def test_a_queued_trial_that_was_begun_ends_also_without_a_result() -> None:
     flights = in_training("a")
     flights.take_back("lane-0")
     flights.release("a")
-    (event,) = flights.events
+    (event,) = told(flights)
     assert isinstance(event, TrialEnded) and event.status == "stopped" and event.metrics == {}
 
 
@@ -162,8 +180,8 @@ def test_a_paused_trial_leaves_its_slot_and_comes_back_with_its_checkpoint() -> 
     flights.release("a", paused=True)
     submitted(flights, "b")
     orders = flights.orders("lane-0", 1)
-    assert orders.verdicts == {"a": "pause"} and [spec.trial_id for spec in orders.trials] == ["b"]
-    assert flights.events[1:] == []  # it did not end
+    assert orders.verdicts == {"a": "pause"} and [spec.trial_id for spec in begun(flights, orders)] == ["b"]
+    assert told(flights)[1:] == []  # it did not end
     flights.submit("a", 0, {"r": 9}, restored=3)
     assert taken(flights) == [TrialSpec(trial_id="a", number=0, params={"r": 9}, attempt=2, decided=3)]
     flights.report([evaluation("a", 4)])
@@ -213,7 +231,7 @@ def test_a_trial_that_is_restored_and_stopped_before_it_reports_ends_with_what_w
     verdicts(flights)
     flights.submit("a", 0, PARAMS, restored=1)
     flights.release("a")
-    (event,) = flights.events[1:]
+    (event,) = told(flights)[1:]
     assert isinstance(event, TrialEnded) and event.metrics == {"steps": 1, "eval_loss": 0.5}
 
 
@@ -223,7 +241,7 @@ def test_taking_turns_a_trial_that_goes_on_makes_room_for_one_that_waits() -> No
     evaluated(flights, "a", 1)
     flights.ask("a", 1)
     orders = flights.orders("lane-0", 1)
-    assert orders.verdicts == {"a": "pause"} and [spec.trial_id for spec in orders.trials] == ["b"]
+    assert orders.verdicts == {"a": "pause"} and [spec.trial_id for spec in begun(flights, orders)] == ["b"]
     assert [(spec.trial_id, spec.attempt, spec.decided) for spec in taken(flights)] == [("a", 2, 1)]
     flights.report([evaluation("a", 2)])
     assert bare(heard(flights, "a", 1)) == {"steps": 2, "eval_loss": 1.0}
@@ -254,7 +272,7 @@ def test_a_restarted_lane_trains_its_trial_again_and_repeats_nothing_that_was_de
     assert [(spec.attempt, spec.decided) for spec in taken(flights)] == [(2, 1)]
     flights.report([evaluation("a", 1)])  # from an engine that begins anew
     assert verdicts(flights) == {"a": "go_on"}
-    assert len(flights.events) == 1
+    assert len(told(flights)) == 1
     flights.report([evaluation("a", 2)])
     assert bare(heard(flights, "a", 1)) == {"steps": 2, "eval_loss": 1.0}
 
@@ -269,7 +287,7 @@ def test_an_evaluation_that_nobody_decided_about_when_the_lane_died_is_asked_abo
     flights.take_back("lane-0")
     assert [spec.decided for spec in taken(flights)] == [1]  # its checkpoint is of step 2
     flights.report([evaluation("a", 2)])
-    assert verdicts(flights) == {} and len(flights.events) == 2
+    assert verdicts(flights) == {} and len(told(flights)) == 2
     flights.ask("a", 2)
     assert verdicts(flights) == {"a": "go_on"}
 
@@ -302,7 +320,7 @@ def test_of_a_dead_lanes_trials_those_that_tune_let_go_are_not_trained_again() -
     flights.release("paused", paused=True)
     flights.take_back("lane-0")
     assert [spec.trial_id for spec in taken(flights)] == ["wanted"]
-    ends = [event for event in flights.events if isinstance(event, TrialEnded)]
+    ends = [event for event in told(flights) if isinstance(event, TrialEnded)]
     assert {event.trial_id for event in ends} == {"stopped", "told"}
     assert {(event.status, event.metrics["eval_loss"]) for event in ends} == {("stopped", 0.5)}
     flights.submit("paused", 2, PARAMS, restored=1)
@@ -316,7 +334,7 @@ def test_a_trial_under_which_processes_keep_dying_fails() -> None:
         assert [spec.attempt for spec in taken(flights)] == [attempt]
         flights.take_back("lane-0")
     assert heard(flights, "a", 0) == {"done": True, "outcome": "failed"}
-    (event,) = flights.events
+    (event,) = told(flights)
     assert isinstance(event, TrialEnded) and event.status == "failed" and f"{MAX_ATTEMPTS} times" in event.message
     submitted(flights, "b")
     assert [spec.trial_id for spec in taken(flights)] == ["b"]
@@ -356,7 +374,7 @@ def test_a_trial_that_an_earlier_run_ended_is_answered_and_not_trained() -> None
     assert [bare(heard(flights, "a", index)) for index in (0, 1)] == [first, ended]
     assert [(spec.trial_id, spec.attempt) for spec in taken(flights)] == [("b", 3)]
     flights.release("a")
-    assert flights.events == []
+    assert told(flights) == []
 
 
 def test_a_trial_that_an_earlier_run_left_is_replayed_to_tune_and_trained_on() -> None:
@@ -369,7 +387,7 @@ def test_a_trial_that_an_earlier_run_left_is_replayed_to_tune_and_trained_on() -
     assert verdicts(flights) == {}
     flights.ask("a", 2)
     assert verdicts(flights) == {"a": "go_on"}
-    assert flights.events == []
+    assert told(flights) == []
     flights.report([evaluation("a", 3)])
     assert bare(heard(flights, "a", 2)) == {"steps": 3, "eval_loss": 1.0}
 
@@ -380,7 +398,7 @@ def test_a_trial_that_an_earlier_run_left_may_be_stopped_before_it_is_trained_on
     submitted(flights, "a")
     assert bare(heard(flights, "a", 0)) == known
     flights.release("a")
-    (event,) = flights.events
+    (event,) = told(flights)
     assert isinstance(event, TrialEnded)
     assert (event.status, event.attempt, event.metrics) == ("stopped", 1, known)
 
@@ -408,7 +426,7 @@ def test_a_trial_that_failed_before_tune_paused_it_is_over_when_tune_comes_back_
         taken(flights)
     flights.report([evaluation("a", 1)])
     flights.take_back("lane-0")
-    assert isinstance(flights.events[-1], TrialEnded)
+    assert isinstance(told(flights)[-1], TrialEnded)
     flights.release("a", paused=True)  # Tune has read no further than the evaluation
     flights.submit("a", 0, PARAMS, restored=1)
     assert heard(flights, "a", 0) == {"done": True, "outcome": "failed"}
@@ -423,3 +441,38 @@ def test_a_trial_that_an_earlier_run_ended_copies_no_other() -> None:
     flights.submit("a", 0, {"r": 9}, restored=6)  # another's checkpoint
     assert heard(flights, "a", 0) == ended
     assert taken(flights) == []
+
+
+def test_a_trial_that_was_handed_to_a_process_that_is_dead_was_never_begun() -> None:
+    flights = Flights()
+    submitted(flights, "a")
+    for _ in range(MAX_ATTEMPTS):
+        flights.orders("lane-0", 1)
+        flights.take_back("lane-0")  # nobody said that it began
+    (spec,) = flights.orders("lane-0", 1).trials
+    assert spec.attempt == 1
+    flights.take_back("lane-0")
+    flights.release("a")
+    assert flights.events == []  # the registry would refuse the end of a trial that it has not heard of
+    submitted(flights, "a")
+    assert [spec.attempt for spec in taken(flights)] == [1]
+
+
+def test_an_end_is_that_of_the_last_attempt_that_began() -> None:
+    flights = in_training("a")
+    flights.take_back("lane-0")
+    flights.orders("lane-0", 1)
+    flights.take_back("lane-0")
+    flights.release("a")
+    (event,) = told(flights)
+    assert isinstance(event, TrialEnded) and event.attempt == 1
+
+
+def test_a_trial_that_is_stopped_before_a_lane_that_dies_began_it_is_over_and_unheard_of() -> None:
+    flights = Flights()
+    submitted(flights, "a")
+    flights.orders("lane-0", 1)
+    assert flights.stop(0, "ann") == ""
+    flights.take_back("lane-0")
+    assert flights.events == [] and taken(flights) == []
+    assert heard(flights, "a", 0) == {"done": True, "outcome": "stopped"}

@@ -6,7 +6,7 @@ import pytest
 
 from rankloom.cluster.flight import Past
 from rankloom.cluster.flights import Flights
-from rankloom_registry import TrialEnded, TrialReported
+from rankloom_registry import TrialEnded, TrialReported, TrialStarted
 
 KNOWN = {"steps": 1, "eval_loss": 0.5}
 NOT_IN_TRAINING = "is not in training, so it cannot be stopped; of this search, these are: "
@@ -17,7 +17,8 @@ def in_training(slots: int, *trials: str, past: dict[str, Past] | None = None) -
     flights = Flights(past)
     for number, trial in enumerate(trials):
         flights.submit(trial, number, {"r": 8})
-    flights.orders("lane-0", slots)
+    for spec in flights.orders("lane-0", slots).trials:
+        flights.started(TrialStarted(trial_id=spec.trial_id, search_id="s", number=spec.number, params=spec.params))
     return flights
 
 
