@@ -123,7 +123,7 @@ class Broker:
         async with self._change() as flights:
             self._lanes.ended(lane, message)
             flights.take_back(lane)
-            flights.closed = flights.closed or self._lanes.over()
+            flights.closed = flights.closed or self._lanes.all_over()
 
     async def orders(self, lane: str, free: int, wait_s: float | None) -> Orders:
         """Return what a lane is to do, as soon as there is something; see `Exchange.orders`."""
@@ -131,8 +131,8 @@ class Broker:
             starts = self._lanes.starts(lane)
 
             def over() -> bool:
-                # A process that died while it waited must not take a trial from the one that came after it.
-                return self._flights.closed or self._lanes.starts(lane) != starts
+                # A process that died while it waited must not take a trial from those that are still there.
+                return self._flights.closed or self._lanes.is_over(lane) or self._lanes.starts(lane) != starts
 
             await self._wait(lambda: over() or self._flights.waiting_for(lane, free), wait_s)
             if over():

@@ -37,13 +37,17 @@ class Lanes:
         """Note that a lane is over; a message means that it failed."""
         self._set(lane, state="failed" if message else "done", message=message)
 
-    def over(self) -> bool:
+    def is_over(self, lane: str) -> bool:
+        """Return whether a lane trains no more."""
+        return self._states[lane].state in OVER
+
+    def all_over(self) -> bool:
         """Return whether none is left."""
-        return all(state.state in OVER for state in self._states.values())
+        return all(map(self.is_over, self._states))
 
     def planned(self) -> int:
         """Return how many trials are trained at once, as far as is known; see `Broker.planned`."""
-        slots = [state.slots for state in self._states.values() if state.state not in OVER]
+        slots = [state.slots for name, state in self._states.items() if not self.is_over(name)]
         return sum(own or max(slots) for own in slots)
 
     def _set(self, lane: str, **facts: object) -> None:

@@ -262,6 +262,20 @@ def test_a_request_of_a_dead_process_takes_no_trial_from_its_successor() -> None
     run(scenario())
 
 
+def test_a_request_of_a_lane_that_is_over_takes_no_trial_from_the_others() -> None:
+    async def scenario() -> None:
+        broker = Broker(["lane-0", "lane-1"])
+        await broker.lane_started("lane-0", 1)
+        dead = asyncio.create_task(broker.orders("lane-0", 1, None))
+        await settle()
+        await broker.lane_ended("lane-0", "its node is gone")
+        await submitted(broker, "a")
+        assert [spec.trial_id for spec in await taken(broker, lane="lane-1")] == ["a"]
+        assert await dead == await broker.orders("lane-0", 1, None) == OVER
+
+    run(scenario())
+
+
 def test_the_search_closes_when_no_lane_is_left_and_not_before() -> None:
     async def scenario() -> None:
         broker = Broker(["lane-0", "lane-1"])

@@ -34,7 +34,7 @@ def test_the_first_reason_for_which_a_lane_failed_is_the_one_to_tell() -> None:
     lanes = Lanes(["lane-0", "lane-1"])
     lanes.ended("lane-0", "no memory")
     lanes.ended("lane-0", "")  # its trainer returns
-    assert not lanes.over()
+    assert lanes.is_over("lane-0") and not lanes.all_over()
     lanes.ended("lane-1", "")
-    assert lanes.over() and lanes.planned() == 0
+    assert lanes.all_over() and lanes.planned() == 0
     assert [(lane.state, lane.message) for lane in lanes.states()] == [("failed", "no memory"), ("done", "")]
