@@ -110,6 +110,10 @@ class Mailbox:
         """
         try:
             write_atomically(self._folder / f"{request.request_id}.json", json.dumps(asdict(request)).encode())
+        except FileNotFoundError:
+            raise SearchError(
+                f"cannot leave a request in {self._folder}: its search begins or ends at this moment: try again"
+            ) from None
         except OSError as error:
             raise SearchError(
                 f"cannot leave a request in {self._folder}: {error.strerror}; ask as the user who runs the search"

@@ -181,3 +181,11 @@ def test_more_trials_are_in_the_record_that_a_resumed_search_reads(run: Run, tmp
     again = open_run("one", tmp_path)
     assert again.search_config().num_samples == 99
     assert again.config == run.config | {"num_samples": 99}
+
+
+def test_who_asks_while_a_search_begins_or_ends_is_told_to_try_again(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match=r"its search begins or ends at this moment: try again$"):
+        Mailbox(tmp_path / "requests").post(stop())
+    (tmp_path / "requests").touch()
+    with pytest.raises(SearchError, match="Not a directory; ask as the user who runs the search$"):
+        Mailbox(tmp_path / "requests").post(stop())
