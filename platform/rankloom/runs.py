@@ -109,32 +109,19 @@ class Run:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other drivers out of this run for a while; the lock goes with the process, however it ends.
+        """Keep other drivers out of this run for a while, and listen; see `alone_in` and `listening`."""
+        with alone_in(self.folder), self.listening():
+            yield
 
-        The mailbox is there for as long; what a driver that was killed left in it is thrown away.
-
-        Raises:
-            SearchError: Another process runs this search now.
-        """
-        with (self.folder / LOCK).open("a") as file:
-            deadline = time.monotonic() + LOCK_WAIT_S
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise SearchError(
-                            f"another process runs the search {self.name!r} now: wait until it ends, or end it with "
-                            "Ctrl-C"
-                        ) from None
-                time.sleep(0.01)
-            mailbox = Mailbox(self.requests)
-            mailbox.open()
-            try:
-                yield
-            finally:
-                mailbox.close()
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Have a mailbox for a while; what a driver that was killed left in it is thrown away."""
+        mailbox = Mailbox(self.requests)
+        mailbox.open()
+        try:
+            yield
+        finally:
+            mailbox.close()
 
     def save(self, config: SearchConfig) -> None:
         """Write the record, and the objects of `config`: with them, the folder is one that can be resumed."""
@@ -155,6 +142,31 @@ class Run:
         file = self.folder / OBJECTS
         objects = pickle.loads(file.read_bytes()) if file.is_file() else {}
         return parse_config({**self.config, **objects}, source=str(self.folder / RECORD))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other drivers out of a run folder for a while; the lock goes with the process, however it ends.
+
+    Raises:
+        SearchError: Another process runs or prepares this search now.
+    """
+    with (folder / LOCK).open("a") as file:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SearchError(
+                        f"another process runs the search {folder.name!r} now: wait until it ends, or end it with "
+                        "Ctrl-C"
+                    ) from None
+            time.sleep(0.01)
+        if not os.fstat(file.fileno()).st_nlink:  # who had it could not prepare it, and took the folder away
+            raise SearchError(f"the run folder {folder} was removed at this moment: try again")
+        yield
 
 
 def check_free(folder: Path) -> None:

@@ -18,7 +18,7 @@ from rankloom.history import last_heard, read_past, read_story
 from rankloom.prepare import Prepared, SearchPlan, prepare
 from rankloom.recorder import Recorder
 from rankloom.result import SearchResult, read_result
-from rankloom.runs import Run, cannot_make, check_free, open_run, plain_config
+from rankloom.runs import LOCK, Run, alone_in, cannot_make, check_free, open_run, plain_config
 from rankloom.watch import Silence, Watcher
 from rankloom_registry import BaseSeen, Event, Registry, SearchEnded, SearchExtended, SearchResumed, SearchStarted
 from rankloom_spaces import SearchSpace
@@ -150,7 +150,7 @@ class Search:
         name = self._name()
         folder = self.config.storage / name
         self._check(name)
-        with _made(folder):
+        with _made(folder, lock):
             prepared = prepare(self.config, folder, watch)
             # Only now, so that a search that is refused leaves no registry behind.
             registry = Registry.open(self.config.registry.expanduser(), create=True)
@@ -163,7 +163,7 @@ class Search:
                 base_path=str(prepared.base.path),
                 base_content_root=prepared.fingerprint.content_root,
             )
-            lock.enter_context(run.alone())  # before anybody can read of it: a search without a driver has died
+            lock.enter_context(run.listening())  # before anybody can read of it
             registry.record(
                 BaseSeen(base=prepared.fingerprint, leaves=prepared.leaves),
                 SearchStarted(
@@ -260,14 +260,19 @@ def _recorder(registry: Registry, run: Run, config: SearchConfig) -> Recorder:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a run folder; when what follows fails, it and the folders made for it are gone again."""
+def _made(folder: Path, lock: ExitStack) -> Iterator[None]:
+    """Make a run folder, and let `lock` keep others out; when what follows fails, what was made is gone again."""
     existed = folder.parent.exists()
-    check_free(folder)
     try:
-        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        lock.enter_context(alone_in(folder))
+        check_free(folder)  # once more: only now nobody else makes it
+        for left in folder.iterdir():  # by a search that never began
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.name != LOCK:
+                left.unlink()
     except OSError as error:
         raise cannot_make(folder, str(error.strerror)) from error
     try:
