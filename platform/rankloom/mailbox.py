@@ -6,6 +6,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from rankloom.errors import SearchError
 from rankloom_registry.files import write_atomically
 
 Kind = Literal["stop_trial", "stop_search", "add_trials"]
+_POLL_S = 0.01
 _NEEDS: dict[str, tuple[str, int]] = {"stop_trial": ("trial", 0), "add_trials": ("count", 1)}  # and the least of it
 
 
@@ -77,8 +79,11 @@ class Mailbox:
         self.close()
         self._folder.mkdir(exist_ok=True)
 
-    def close(self) -> None:
-        """Throw the folder away, with what is in it."""
+    def close(self, *, wait_s: float = 0.0) -> None:
+        """Throw the folder away, with what is in it, once the answers are read: at the latest after `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        while any(self._folder.glob("*.answer")) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def take(self) -> list[Request]:

@@ -36,6 +36,7 @@ PARTS = {
     OBJECTS,
     LOCK,
 }  # what a run may leave
+ANSWER_S = 1.0  # whoever asked reads the answer within a moment, unless they are gone
 LOCK_WAIT_S = 1.0  # whoever looks whether a search runs holds the lock for a moment
 LIVE = ("space", "sampler", "scheduler")  # settings that may be functions or objects, which JSON cannot keep
 
@@ -121,7 +122,7 @@ class Run:
         try:
             yield
         finally:
-            mailbox.close()
+            mailbox.close(wait_s=ANSWER_S)
 
     def save(self, config: SearchConfig) -> None:
         """Write the record, and the objects of `config`: with them, the folder is one that can be resumed."""
@@ -238,7 +239,7 @@ def open_run(name_or_path: str | Path, storage: Path) -> Run:
         storage: Folder of run folders.
 
     Raises:
-        SearchError: There is no such run, or it never got as far as its first trial.
+        SearchError: There is no such run, it never got as far as its first trial, or its record cannot be read.
     """
     folder = Path(name_or_path).expanduser()
     if not (folder / RECORD).is_file():
@@ -251,5 +252,10 @@ def open_run(name_or_path: str | Path, storage: Path) -> Run:
         )
     if not (folder / RECORD).is_file():
         raise SearchError(f"{folder} holds no {RECORD}: the search never began; remove the folder and start it again")
-    values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return Run(**{**values, "folder": folder.absolute()})
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return Run(**{**values, "folder": folder.absolute()})
+    except (OSError, TypeError, ValueError) as error:
+        raise SearchError(
+            f"{folder / RECORD} cannot be read as the record of a search: {error}; restore it, or start another search"
+        ) from error

@@ -189,3 +189,23 @@ def test_who_asks_while_a_search_begins_or_ends_is_told_to_try_again(tmp_path: P
     (tmp_path / "requests").touch()
     with pytest.raises(SearchError, match="Not a directory; ask as the user who runs the search$"):
         Mailbox(tmp_path / "requests").post(stop())
+
+
+def test_an_answer_is_read_before_the_mailbox_goes(mailbox: Mailbox, tmp_path: Path) -> None:
+    mailbox.post(request := stop())
+    mailbox.take()
+    mailbox.answer(request, num_samples=9)
+    closing = threading.Thread(target=mailbox.close, kwargs={"wait_s": 60.0})
+    closing.start()
+    closing.join(0.2)
+    assert mailbox.answer_to(request) == {"refusal": "", "num_samples": 9}
+    closing.join(10)
+    assert not closing.is_alive() and not (tmp_path / "requests").exists()
+
+
+def test_an_answer_that_nobody_reads_keeps_no_driver(mailbox: Mailbox, tmp_path: Path) -> None:
+    mailbox.post(request := stop())
+    mailbox.take()
+    mailbox.answer(request)
+    mailbox.close(wait_s=0.05)
+    assert not (tmp_path / "requests").exists()

@@ -110,3 +110,11 @@ def test_a_run_has_one_driver_at_a_time(saved: Callable[..., Run], tmp_path: Pat
         pass
     with run.alone():
         pass
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "one"}', "\x00"])
+def test_a_record_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    run = saved(tmp_path)
+    (run.folder / RECORD).write_text(text)
+    with pytest.raises(SearchError, match=r"one/search\.json cannot be read as the record of a search: .*restore it"):
+        open_run("one", tmp_path)
