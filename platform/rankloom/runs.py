@@ -241,16 +241,17 @@ def open_run(name_or_path: str | Path, storage: Path) -> Run:
     Raises:
         SearchError: There is no such run, it never got as far as its first trial, or its record cannot be read.
     """
+    # Of os.path: what may not be looked at, or has a name too long, is not there; pathlib would raise.
     folder = Path(name_or_path).expanduser()
-    if not (folder / RECORD).is_file():
+    if not os.path.isfile(folder / RECORD):
         folder = storage / Path(name_or_path).name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         known = sorted(path.parent.name for path in storage.glob(f"*/{RECORD}"))
         raise SearchError(
             f"no search {str(name_or_path)!r} to resume in {storage}; "
             + (f"there are: {', '.join(known)}" if known else "start it without --resume")
         )
-    if not (folder / RECORD).is_file():
+    if not os.path.isfile(folder / RECORD):
         raise SearchError(f"{folder} holds no {RECORD}: the search never began; remove the folder and start it again")
     try:
         values = json.loads((folder / RECORD).read_text(encoding="utf-8"))

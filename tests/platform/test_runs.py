@@ -118,3 +118,8 @@ def test_a_record_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     (run.folder / RECORD).write_text(text)
     with pytest.raises(SearchError, match=r"one/search\.json cannot be read as the record of a search: .*restore it"):
         open_run("one", tmp_path)
+
+
+def test_a_path_that_no_system_could_hold_names_no_search(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="no search 'xxx"):
+        open_run("x" * 300, tmp_path)
