@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -241,17 +241,16 @@ def open_run(name_or_path: str | Path, storage: Path) -> Run:
     Raises:
         SearchError: There is no such run, it never got as far as its first trial, or its record cannot be read.
     """
-    # Of os.path: what may not be looked at, or has a name too long, is not there; pathlib would raise.
     folder = Path(name_or_path).expanduser()
-    if not os.path.isfile(folder / RECORD):
+    if not _finds((folder / RECORD).is_file):
         folder = storage / Path(name_or_path).name
-    if not os.path.isdir(folder):
+    if not _finds(folder.is_dir):
         known = sorted(path.parent.name for path in storage.glob(f"*/{RECORD}"))
         raise SearchError(
             f"no search {str(name_or_path)!r} to resume in {storage}; "
             + (f"there are: {', '.join(known)}" if known else "start it without --resume")
         )
-    if not os.path.isfile(folder / RECORD):
+    if not _finds((folder / RECORD).is_file):
         raise SearchError(f"{folder} holds no {RECORD}: the search never began; remove the folder and start it again")
     try:
         values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -260,3 +259,10 @@ def open_run(name_or_path: str | Path, storage: Path) -> Run:
         raise SearchError(
             f"{folder / RECORD} cannot be read as the record of a search: {error}; restore it, or start another search"
         ) from error
+
+
+def _finds(look: Callable[[], bool]) -> bool:
+    try:
+        return look()
+    except OSError:  # it may not be looked at, or has a name that is too long
+        return False
