@@ -97,7 +97,7 @@ class Search:
                 prepared = prepare(self.config, Path(folder), Silence())
         else:
             with self._run.alone():
-                _, prepared = self._taken_up(self._run, Silence())
+                _, prepared = self._taken_up(self._reread(self._run), Silence())
         return SearchPlan(
             name=name,
             base=prepared.base.identity,
@@ -190,11 +190,18 @@ class Search:
         from rankloom.cluster.lane import read_event_logs
 
         lock.enter_context(run.alone())
+        run = self._reread(run)
         registry, prepared = self._taken_up(run, watch)
         # What the lanes logged before the interruption but nobody recorded; what is recorded already is ignored.
         _recorder(registry, run, self.config).record(read_event_logs(run.folder))
         registry.record(*_caught_up(registry, run, self.config), SearchResumed(search_id=run.search_id))
         return registry, prepared.job(run, self.config, past=read_past(registry, run.search_id))
+
+    def _reread(self, run: Run) -> Run:
+        """Read a run's record again, now that no other driver writes it: trials may have been added meanwhile."""
+        run = open_run(run.folder, run.folder.parent)
+        self.config = self.config.model_copy(update={"num_samples": run.config["num_samples"]})
+        return run
 
     def _taken_up(self, run: Run, watch: Watcher) -> tuple[Registry, Prepared]:
         registry = Registry.open(self.config.registry.expanduser())

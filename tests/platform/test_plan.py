@@ -76,3 +76,9 @@ def test_a_search_without_a_name_has_one_that_the_registry_takes(
         base.symlink_to(tiny_model)
         plan = Search(str(base), str(rows_file), registry=tmp_path / "registry.duckdb").plan()
         assert validate_name(plan.name) == plan.name
+
+
+def test_trials_that_were_added_after_a_search_was_opened_count(begun: Run) -> None:
+    search = Search.resume(begun.folder)
+    begun.extend(99)
+    assert search.plan().num_samples == 99
