@@ -61,10 +61,10 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
             metric=job.config.metric,
             takes_turns=isinstance(job.config.scheduler, PopulationBasedTraining),
         )
-        refs = [run_lane.remote(lane, broker) for lane in lanes]
+        tasks = {run_lane.remote(lane, broker): lane.name for lane in lanes}
         room = Room(job.config.num_samples)
         steering = Steering(job, broker, room, record)
-        follower = Follower(broker, record, watch, steering)
+        follower = Follower(broker, tasks, record, watch, steering)
         follower.start()
         try:
             with interruptible(broker):
@@ -73,7 +73,7 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
                     build_tuner(job, broker, slots, room).fit()
                 room.close()
                 if not STOP.is_set():
-                    ray.get(broker.drained.remote(DRAIN_S))
+                    drain(broker)
             follower.finish()
             ray.get(broker.close.remote())
             if STOP.is_set() and follower.error is None:
@@ -81,15 +81,15 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
             if follower.error is not None:
                 raise follower.error
             # Each lane now proves that its base was left as it was; a search that cannot say so is not completed.
-            _, pending = ray.wait(refs, num_returns=len(refs), timeout=DRAIN_S)
+            _, pending = ray.wait(list(tasks), num_returns=len(tasks), timeout=DRAIN_S)
             if pending:
                 raise SearchError(f"{len(pending)} lanes did not end within {DRAIN_S:.0f} s of the last trial")
-            _raise_for_lanes(ray.get(broker.state.remote())[0])
+            check_lanes(ray.get(broker.state.remote())[0])
             shutil.rmtree(job.run.checkpoints, ignore_errors=True)  # every trial has ended
         finally:
             follower.finish()
-            for ref in refs:
-                ray.cancel(ref, force=True)
+            for task in tasks:
+                ray.cancel(task, force=True)
             ray.kill(broker)
 
 
@@ -156,7 +156,22 @@ def most_slots(config: SearchConfig, *, lanes: int) -> int:
     return max(2, math.ceil(config.num_samples / (REDUCTION_FACTOR * lanes)))
 
 
-def _raise_for_lanes(lanes: Sequence[LaneState]) -> None:
-    failed = [lane for lane in lanes if lane.state == "failed"]
-    if failed:
-        raise SearchError("; ".join(f"{lane.lane}: {lane.message}" for lane in failed))
+def drain(broker: Any) -> None:
+    """Wait until no lane has a trial in hand.
+
+    Raises:
+        SearchError: A lane takes too long over its trials' end.
+    """
+    if not ray.get(broker.drained.remote(DRAIN_S)):
+        raise SearchError(f"a trial did not end within {DRAIN_S:.0f} s of the word to stop; go on with it by --resume")
+
+
+def check_lanes(lanes: Sequence[LaneState]) -> None:
+    """Check that every lane that is over ended as one does that found its base unchanged.
+
+    Raises:
+        SearchError: One failed, or died without a word.
+    """
+    if failed := [lane for lane in lanes if lane.state != "done"]:
+        reasons = (f"{lane.lane}: {lane.message if lane.state == 'failed' else 'its process died'}" for lane in failed)
+        raise SearchError("; ".join(reasons))

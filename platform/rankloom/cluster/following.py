@@ -1,16 +1,17 @@
-"""Follows a search while Ray Tune has the main thread: carries events on, and hears Ctrl-C."""
+"""Follows a search while Ray Tune has the main thread: carries events on, and hears of deaths and of Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
 from rankloom.cluster.job import STOP, Watch
+from rankloom.cluster.lane import cause_of
 from rankloom.cluster.steering import Steering
 from rankloom_registry import Event
 
@@ -25,11 +26,25 @@ class Follower(threading.Thread):
     """
 
     def __init__(
-        self, broker: Any, record: Callable[[Sequence[Event]], None], watch: Watch, steering: Steering
+        self,
+        broker: Any,
+        lanes: Mapping[ray.ObjectRef[None], str],
+        record: Callable[[Sequence[Event]], None],
+        watch: Watch,
+        steering: Steering,
     ) -> None:
-        """Follow what `broker` hears; `record` and `watch` are those of `run_job`."""
+        """Follow a search.
+
+        Args:
+            broker: Handle of its broker.
+            lanes: The name of the lane that each of Ray's tasks runs.
+            record: As for `run_job`.
+            watch: As for `run_job`.
+            steering: Does what others ask.
+        """
         super().__init__(name="rankloom-follower", daemon=True)
         self._broker = broker
+        self._lanes = dict(lanes)
         self._record = record
         self._watch = watch
         self._steering = steering
@@ -47,6 +62,8 @@ class Follower(threading.Thread):
                 if events:
                     self._record(events)
                     seen += len(events)
+                if not STOP.is_set():
+                    self._bury()
                 self._watch([*events, *self._steering.obey()], *ray.get(self._broker.state.remote()))
                 if over and not events:
                     return
@@ -55,6 +72,16 @@ class Follower(threading.Thread):
             STOP.set()
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(self._broker.close.remote())
+
+    def _bury(self) -> None:
+        """Tell the broker of lanes whose task died, with its node or by a signal: nobody else can."""
+        ended, _ = ray.wait(list(self._lanes), num_returns=len(self._lanes), timeout=0) if self._lanes else ([], [])
+        for task in ended:
+            lane = self._lanes.pop(task)
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                ray.get(self._broker.lane_ended.remote(lane, cause_of(error)))
 
     def finish(self) -> None:
         """Wait until all events are recorded."""

@@ -82,7 +82,7 @@ def run_lane(config: LaneConfig, broker: Any) -> None:
     try:
         trainer.fit()
     except Exception as error:  # noqa: BLE001
-        ray.get(broker.lane_ended.remote(config.name, _cause(error)))
+        ray.get(broker.lane_ended.remote(config.name, cause_of(error)))
     else:
         ray.get(broker.lane_ended.remote(config.name))
 
@@ -210,5 +210,7 @@ def read_event_logs(run_folder: Path) -> list[Event]:
     return sorted(events, key=attrgetter("at"))
 
 
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
+def cause_of(error: BaseException) -> str:
+    """Return an error's type and the last line of its message, where Ray has what happened."""
+    *_, last = "", *str(error).strip().splitlines()
+    return ": ".join(filter(None, (type(error).__name__, last.strip()[:300])))

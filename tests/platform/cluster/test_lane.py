@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rankloom.cluster.lane import event_log, read_event_logs
+from rankloom.cluster.lane import cause_of, event_log, read_event_logs
 from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -60,3 +60,18 @@ def test_a_trial_that_moved_between_lanes_is_read_in_the_order_in_which_it_happe
     write(tmp_path, "lane-1", story("a", 1, 0)[:2])
     write(tmp_path, "lane-0", story("a", 2, 1))
     assert read_event_logs(tmp_path) == [*story("a", 1, 0)[:2], *story("a", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ValueError("Training failed due to worker errors:\n  CUDA error: no memory\n"), "CUDA error: no memory"),
+        (ValueError("x" * 1000), "x" * 300),
+    ],
+)
+def test_the_cause_of_an_error_is_the_last_line_of_its_message(error: ValueError, cause: str) -> None:
+    assert cause_of(error) == f"ValueError: {cause}"
+
+
+def test_an_error_without_a_message_has_a_cause_too() -> None:
+    assert cause_of(MemoryError()) == "MemoryError"
