@@ -43,7 +43,7 @@ def run_job(job: Job, *, record: Callable[[Sequence[Event]], None], watch: Watch
 
     Raises:
         ConfigError: The scheduler asks for what the engine cannot do.
-        SearchError: No lane could run, or a lane found its base changed.
+        SearchError: No lane could run, one failed or found its base changed, or a trial did not end when it was to.
         KeyboardInterrupt: Ctrl-C; what was recorded stays, and the search can be resumed.
         StoppedOnRequest: Somebody asked for its end, which does the same.
     """

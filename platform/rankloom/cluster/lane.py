@@ -60,7 +60,7 @@ class LaneConfig:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def run_lane(config: LaneConfig, broker: Any) -> None:
-    """Run a lane's trainer to its end; its process may die and is started again, the trial in hand with it.
+    """Run a lane's trainer to its end; its process may die and is started again, and the trials in hand with it.
 
     A task of its own, because `fit` blocks; one trainer a lane, because a failure restarts every worker of a trainer.
     Not a `TorchTrainer`, which is this one and torch.distributed: a lane is one process, and a group of one would make
