@@ -63,6 +63,7 @@ def check() -> None:
     secrets = _secrets()
     if not isinstance(secrets["auth"], Mapping):
         raise LoginError("in the secrets, `auth` must be a section; write [auth]")
+    public_host(secrets["auth"])
     patterns(secrets.get("roles", {}))
     if importlib.util.find_spec("authlib") is None:
         raise LoginError(
@@ -139,10 +140,23 @@ def public_hosts() -> list[str]:
     """Returns the name under which people reach the server from elsewhere, where logging in leads back to one."""
     try:
         section = _secrets().get("auth", {})
+        found = public_host(section) if isinstance(section, Mapping) else None
     except LoginError:
         return []  # every page says what is wrong
-    found = urlsplit(str(section.get("redirect_uri", ""))).hostname if isinstance(section, Mapping) else None
     return [found] if found else []
+
+
+def public_host(section: Mapping[str, Any]) -> str | None:
+    """Returns the name in the address to which logging in leads back, if a section `auth` of the secrets gives one.
+
+    Raises:
+        LoginError: It is no address.
+    """
+    address = str(section.get("redirect_uri", ""))
+    try:
+        return urlsplit(address).hostname
+    except ValueError as error:
+        raise LoginError(f"redirect_uri in [auth] must be an address, got {address!r}; correct the secrets") from error
 
 
 def may(needed: Role) -> bool:
@@ -168,6 +182,7 @@ def require(needed: Role) -> Visitor:
 
 
 def _secrets() -> Mapping[str, Any]:
+    before = dict(os.environ)
     try:
         found = st.secrets.to_dict()
     except (OSError, UnicodeDecodeError) as error:
@@ -177,6 +192,13 @@ def _secrets() -> Mapping[str, Any]:
         raise LoginError(
             f"the secrets, which may ask for a login, cannot be read: {error}; correct the file"
         ) from error
+    # Streamlit makes variables of what stands in no section: a file in the folder of the start would choose which
+    # registry is shown, and what the programs that work for the dashboard import.
+    for name in found:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            os.environ.pop(name, None)
     if "roles" in found and "auth" not in found:
         raise LoginError("the secrets have a section [roles] but none [auth], by which people log in; add it")
     return found

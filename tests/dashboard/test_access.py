@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import streamlit as st
 
-from rankloom_dashboard import LoginError, access
-from rankloom_dashboard.launch import CHANGES_VARIABLE
+from rankloom_dashboard import LoginError, access, data
+from rankloom_dashboard.launch import CHANGES_VARIABLE, REGISTRY_VARIABLE
 
 ROLES = {"promoter": ["ada@example.org"], "editor": ["*@lab.example.org"], "viewer": ["*"]}
 
@@ -124,3 +125,19 @@ def test_the_secrets_in_the_documentation_are_what_is_read(secrets) -> None:
     assert access.public_hosts() == ["adapters.example.org"]
     assert access.role_of({"email": "ada@example.org", "email_verified": True}, roles) == "promoter"
     assert access.role_of({"email": "bob@example.org", "email_verified": True}, roles) == "viewer"
+
+
+def test_what_the_secrets_say_becomes_no_variable(secrets, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(tmp_path / "mine.duckdb"))
+    monkeypatch.delenv("PYTHONSTARTUP", raising=False)
+    secrets(f'{REGISTRY_VARIABLE} = "theirs.duckdb"\nPYTHONSTARTUP = "evil.py"\n[auth]\n'.encode())
+    assert access.login_configured()
+    assert data.registry_path() == tmp_path / "mine.duckdb"
+    assert "PYTHONSTARTUP" not in os.environ
+
+
+def test_an_address_that_is_none_opens_no_name(secrets) -> None:
+    secrets(b'[auth]\nredirect_uri = "https://[adapters.example.org/oauth2callback"\n')
+    assert access.public_hosts() == []
+    with pytest.raises(LoginError, match="redirect_uri"):
+        access.check()
