@@ -64,8 +64,8 @@ class AdapterDetails:
 
 
 def registry_path() -> Path:
-    """Returns the registry file that this server was started for."""
-    return Path(os.environ.get(REGISTRY_VARIABLE) or "registry.duckdb").absolute()
+    """Returns the registry file that this server was started for, past links: what belongs to it lies beside it."""
+    return Path(os.environ.get(REGISTRY_VARIABLE) or "registry.duckdb").resolve()
 
 
 def summary() -> Summary:
