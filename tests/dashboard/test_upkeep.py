@@ -106,3 +106,13 @@ def test_what_needs_attention_is_said_once_the_worst_first(made, hostile) -> Non
     # What others wrote is for the tables: a headline is read as Markdown.
     for concern in attention.concerns(Registry.open(hostile.path).summary(), None, None):
         assert "evil" not in concern.headline + concern.advice
+
+
+def test_a_base_that_cannot_even_be_looked_at_hides_nothing_else(made, base: BaseRecord) -> None:
+    nowhere = f"/{'x' * 300}"  # longer than a name can be
+    with Registry.open(made.path) as registry:
+        registry.record(BaseSeen(base=replace(fingerprint_base(base.identity), identity=nowhere)))
+        shutil.rmtree(registry.adapter(made.second).artifact_path)
+    found = upkeep.inspect(made.path)
+    assert {adapter_id for adapter_id, _ in found.missing} == {made.second}
+    assert found.bases[base.content_root] == "not there"
