@@ -47,7 +47,8 @@ def size(value: int | None) -> str:
     if value < 1024:
         return f"{value} B"
     power = min(int(math.log2(value) // 10), 5)
-    return f"{value / 1024**power:.3g} {'KMGTP'[power - 1]}iB"
+    number = value / 1024**power
+    return f"{number:{'.3g' if number < 999.5 else '.0f'}} {'KMGTP'[power - 1]}iB"
 
 
 def duration(seconds: float | None) -> str:

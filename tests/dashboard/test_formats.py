@@ -75,3 +75,11 @@ def test_a_learning_rate_keeps_three_digits() -> None:
 def test_a_base_given_by_path_is_shown_by_its_last_part() -> None:
     assert formats.base("/models/llama/base.gguf") == "base.gguf"
     assert formats.base("org/model@abc123") == "org/model@abc123"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(999 * 1024, "999 KiB"), (1000 * 1024, "1000 KiB"), (1024**2 - 1, "1024 KiB"), (1010 * 2**30, "1010 GiB")],
+)
+def test_a_size_just_below_the_next_unit_is_no_power_of_ten(size: int, text: str) -> None:
+    assert formats.size(size) == text
