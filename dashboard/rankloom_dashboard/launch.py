@@ -75,9 +75,10 @@ def _open_browser(port: int, server: subprocess.Popen[bytes]) -> None:
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return
     address, deadline = f"http://{ADDRESS}:{port}", time.monotonic() + _PATIENCE_S
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the user's knows this server
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{address}/_stcore/health", timeout=5).close()
+            directly.open(f"{address}/_stcore/health", timeout=5).close()
         except OSError:
             time.sleep(0.1)
         else:

@@ -44,7 +44,8 @@ def test_a_port_in_use_is_one_message(tmp_path: Path) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_the_browser_opens_once_there_is_a_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
+def test_the_browser_opens_once_there_is_a_page(tmp_path: Path, proxy: str | None) -> None:
     seen, browser = tmp_path / "seen", tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho $1 > {seen}.partial && mv {seen}.partial {seen}\n")
     browser.chmod(0o755)
@@ -56,6 +57,8 @@ def test_the_browser_opens_once_there_is_a_page(tmp_path: Path) -> None:
     )
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths, "BROWSER": str(browser), "DISPLAY": ":0"}
+    if proxy:
+        environment |= {"http_proxy": proxy, "no_proxy": ""}
     arguments = [sys.executable, "-c", command.format(port=port), str(tmp_path / "registry.duckdb")]
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as server:
         deadline = time.monotonic() + 60
