@@ -185,17 +185,29 @@ def _verification(available: int, last: Job | None) -> None:
     """Offers to hash every adapter's files, and says when that was done last."""
     if not available:
         return
-    running = next((job for job in board().all("verify") if job.state == "running"), None)
     with st.container(horizontal=True, vertical_alignment="center"):
-        label = "Verify all files"
-        help_text = "Hashes the files of every adapter again; nothing is changed."
-        if st.button(label, help=help_text, disabled=running is not None):
-            visitor = access.require("viewer")
-            board().start("verify", {"registry": str(data.registry_path())}, visitor.who)
-            st.rerun()
+        st.button(
+            "Verify all files",
+            help="Hashes the files of every adapter again; nothing is changed.",
+            disabled=_verifying(),
+            on_click=_verify,  # by a callback: this fragment refreshes itself, and would lose a click
+        )
         if last and last.result:
             st.caption(
                 f"{last.result['verified']} adapters verified {formats.ago(datetime.fromtimestamp(last.started, UTC))}."
             )
         else:
             st.caption("Not verified since this dashboard started.")
+    ended = next((job for job in board().all("verify") if job.state != "running"), None)
+    if ended is not None and ended.state == "failed":
+        elements.problem("The files could not be verified.", ended.error)
+
+
+def _verifying() -> bool:
+    return any(job.state == "running" for job in board().all("verify"))
+
+
+def _verify() -> None:
+    visitor = access.require("viewer")
+    if not _verifying():  # a page that was drawn before does not know of it
+        board().start("verify", {"registry": str(data.registry_path())}, visitor.who)

@@ -143,3 +143,21 @@ def test_nothing_is_read_as_markdown(look, hostile, read_as_markdown) -> None:
     assert not app.exception
     assert "evil" in str([one.value for one in app.dataframe])
     assert "evil" not in read_as_markdown(app)
+
+
+def test_a_verification_that_fails_is_told(look, made, tmp_path: Path) -> None:
+    app = look(made.path)
+    job = board().start("verify", {"registry": str(tmp_path / "none.duckdb")}, "")
+    assert job.wait(60) == "failed"
+    app.run()
+    assert [error.value for error in app.error] == ["The files could not be verified."]
+    assert any("none.duckdb" in code.value for code in app.code)
+
+
+def test_two_visitors_do_not_verify_at_once(look, run_page, made) -> None:
+    pages = [look(made.path), run_page(made.path, OVERVIEW)]
+    for app in pages:
+        next(button for button in app.button if button.label == "Verify all files").click().run()
+        assert not app.exception
+    (job,) = board().all("verify")
+    assert job.wait(60) == "done"
