@@ -128,7 +128,7 @@ def _form(*, busy: bool) -> None:
         "Start",
         type="primary",
         disabled=not adapters or not allowed or busy or nothing,
-        help=None if allowed else "An evaluation is recorded: it needs the role editor, and --allow-changes.",
+        help=None if allowed else elements.needs("editor"),
     ):
         _start(adapters, wishes)
     if adapters and not nothing:
@@ -187,11 +187,12 @@ def _progress(job: Job) -> None:
         stage, done, total = job.progress or ("proving and loading the base", 0, 0)
         st.text(stage)
         st.progress(done / total if total else 0.0, text=f"{done} of {total}" if total else "starting")
-        mine = access.may("editor")
+        role = changes.needed_to_cancel(job)
+        allowed = access.may(role)
         st.button(
             "Cancel",
-            disabled=not mine,
-            help=None if mine else "Needs the role editor.",
+            disabled=not allowed,
+            help=None if allowed else elements.needs(role),
             on_click=changes.cancel_job,  # by a callback: this fragment refreshes itself, and would lose a click
             args=(job.job_id,),
         )

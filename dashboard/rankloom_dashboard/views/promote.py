@@ -219,12 +219,14 @@ def _age(job: Job) -> str:
 
 
 def _cancel(job: Job) -> None:
-    if not access.may("promoter"):
-        return
-    if st.button("Stop", help="The same promotion goes on later from where it was."):
-        changes.cancel_promotion(job.job_id)
-        job.wait(10)
-        st.rerun()
+    if access.may(changes.needed_to_cancel(job)):
+        # By a callback: this fragment refreshes itself, and would lose a click.
+        st.button(
+            "Stop",
+            help="The same promotion goes on later from where it was.",
+            on_click=changes.cancel_job,
+            args=(job.job_id,),
+        )
 
 
 def _force(job: Job, adapter: Adapter) -> None:

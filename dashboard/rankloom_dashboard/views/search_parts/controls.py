@@ -19,7 +19,7 @@ _OUTCOME = "outcome"  # of the session: what became of the last request to a sea
 
 def show(view: View) -> None:
     """Shows the buttons; each asks again before it acts."""
-    forbidden = _forbidden()
+    forbidden = None if access.may("editor") else elements.needs("editor")
     with st.container(horizontal=True):
         _stop_trial(view, forbidden)
         _stop_search(view, forbidden)
@@ -30,14 +30,6 @@ def show(view: View) -> None:
         elements.problem("What was asked last was not done.", refused)
     elif done:
         st.caption(done)
-
-
-def _forbidden() -> str | None:
-    if access.may("editor"):
-        return None
-    if access.changes_allowed():
-        return "This needs the role editor; ask whoever runs the dashboard."
-    return "This dashboard only shows the registry; start it with --allow-changes to change anything."
 
 
 def _stop_trial(view: View, forbidden: str | None) -> None:
