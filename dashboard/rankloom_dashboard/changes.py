@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from rankloom import control
+from rankloom.errors import OutputError
 from rankloom.merging import Recipe, Verify
 from rankloom.outputs import MANIFEST, free_output
 from rankloom.promotion import Format
@@ -108,8 +109,7 @@ def start_promotion(
         ReasonMissingError: No reason is given.
         RankloomError: There can be no such output.
     """
-    why = _reason(why)
-    folder = Path(output).expanduser().absolute()
+    why, folder = _reason(why), _folder(output)
     if not (folder / MANIFEST).is_file():  # one that was made and not recorded is recorded by the same promotion
         free_output(folder)
     order = {
@@ -129,6 +129,15 @@ def start_promotion(
         "force": force,
     }
     return board().start("promote", order, access.require("promoter").who).job_id
+
+
+def _folder(output: str) -> Path:
+    if not output.strip():
+        raise OutputError("a promotion makes a folder, and none is named: name one")
+    try:
+        return Path(output).expanduser().absolute()
+    except RuntimeError as error:
+        raise OutputError(f"{output} begins with the home of a user that this machine does not know") from error
 
 
 def _reason(why: str) -> str:

@@ -35,7 +35,6 @@ from rankloom_registry.errors import ArtifactError
 from rankloom_registry.formats.safetensors import read_safetensors_header
 from rankloom_registry.store.snapshots import POINTER, Snapshots
 
-_OFFERED = 50
 WAIT_SECONDS = 10.0  # a page says that the registry is busy rather than hang
 Stamp = tuple[tuple[int, int], ...]
 
@@ -71,11 +70,6 @@ def registry_path() -> Path:
 def summary() -> Summary:
     """Reads how much the registry holds, and the latest of everything."""
     return _summary(*key())
-
-
-def newest_available() -> list[Adapter]:
-    """Reads the newest adapters whose files were kept."""
-    return _newest_available(*key())
 
 
 def searches() -> list[SearchRecord]:
@@ -141,11 +135,6 @@ def _stamp(path: Path) -> tuple[int, int]:
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)
 def _summary(path: str, stamp: Stamp) -> Summary:
     return Registry.open(path, wait_s=WAIT_SECONDS).summary()
-
-
-@st.cache_data(ttl=60, max_entries=8, show_spinner=False)
-def _newest_available(path: str, stamp: Stamp) -> list[Adapter]:
-    return Registry.open(path, wait_s=WAIT_SECONDS).adapters("status = 'available'", limit=_OFFERED)
 
 
 @st.cache_data(ttl=60, max_entries=8, show_spinner=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 
 from rankloom.errors import RankloomError
 from rankloom_dashboard.gates import comparison_rows, gates_info, recorded_gates
+from rankloom_dashboard.jobs import job as jobs
 from rankloom_dashboard.jobs.job import board
 from rankloom_dashboard.jobs.promoting import promote
 from rankloom_registry import Promoted, Registry
@@ -200,3 +204,49 @@ def test_the_comparison_has_intervals_and_a_star() -> None:
     assert rows[0]["loss interval"] is None and rows[0]["difference interval"] is None
     assert (rows[1]["loss interval"], rows[1]["difference interval"]) == ("1.5000 … 2.5000", "-0.2000 … +0.0500")
     assert rows[1]["rows"] == "held-out (12)"
+
+
+def test_the_command_line_does_the_same(run_page, made, monkeypatch) -> None:
+    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+    app = run_page(made.path, PROMOTE, adapter=made.best)
+    field(app, "text_input", "Alias").set_value(" prod ")
+    field(app, "text_input", "Folder of the base").set_value("/my bases/tiny")
+    field(app, "text_input", "Held-out rows").set_value("rows.jsonl")
+    field(app, "button", "Promote").click()  # without a reason
+    app.run()
+    (command,) = (code for code in codes(app) if code.startswith("rankloom promote"))
+    words = shlex.split(command)
+    given = {flag: words[words.index(flag) + 1] for flag in ("--alias", "--base", "--dataset")}
+    assert given == {"--alias": "prod", "--base": "/my bases/tiny", "--dataset": "rows.jsonl"}
+
+
+@pytest.mark.parametrize("output", ["", "~no-such-user/merged"])
+def test_an_output_that_can_be_none_is_a_message(run_page, made, output: str, monkeypatch) -> None:
+    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+    before = len(board().all())
+    app = run_page(made.path, PROMOTE, adapter=made.best)
+    field(app, "text_input", "Folder to make").set_value(output)
+    app.text_input(key="why").set_value("because")
+    field(app, "button", "Promote").click()
+    app.run()
+    assert not app.exception
+    assert [error.value for error in app.error] == ["The promotion was not started."]
+    assert len(board().all()) == before
+
+
+def test_a_forced_promotion_that_fails_says_why_and_not_that_it_was_refused(
+    run_page, made, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "full_worker.py").write_text(
+        """print('{"told": {"gate": "drift", "passed": false}}')\nprint('{"error": "the disk is full"}')\n"""
+    )
+    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.setattr(jobs, "WORKER", "full_worker")
+    job = board().start("promote", {"adapter": made.best, "format": "safetensors", "force": True}, "")
+    assert job.wait(60) == "failed"
+    app = run_page(made.path, PROMOTE, adapter=made.best, job=job.job_id)
+    assert not app.exception
+    assert [error.value for error in app.error] == ["The promotion failed: nothing was let out."]
+    assert "the disk is full" in codes(app)
+    assert not any(button.label == "Let it out all the same" for button in app.button)

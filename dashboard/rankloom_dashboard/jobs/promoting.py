@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ def promote(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> di
     Returns:
         The promotion, as JSON-ready values.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"  # what the dashboard starts asks nobody outside; before anything reads it
     from rankloom.hush import hush
     from rankloom.promotion.promote import promote as run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import streamlit as st
 
 from rankloom.errors import RankloomError
 from rankloom_dashboard import access, changes, data, elements, formats
+from rankloom_dashboard.adapters.listing import described
 from rankloom_dashboard.errors import DashboardError
+from rankloom_dashboard.evaluations import reads
 from rankloom_dashboard.gates import gates_info, recorded_gates
 from rankloom_dashboard.jobs.job import Job, board
 from rankloom_dashboard.promotion_view import show_comparison, show_gates, show_made
@@ -52,7 +55,7 @@ def render() -> None:
 
 
 def _choose() -> Adapter | None:
-    newest = {adapter.adapter_id: adapter for adapter in data.newest_available()}
+    newest = {adapter.adapter_id: adapter for adapter in reads.available_adapters()}
     wanted = st.query_params.get("adapter")
     found = None
     if wanted and wanted not in newest:
@@ -66,15 +69,8 @@ def _choose() -> Adapter | None:
     if not newest:
         elements.nothing_yet("There is no adapter to promote yet. A search makes some:", "rankloom quickstart")
         return None
-    chosen = elements.choose("Adapter", list(newest), key="adapter", show=lambda key: _name(newest[key]))
+    chosen = elements.choose("Adapter", list(newest), key="adapter", show=lambda key: described(newest[key]))
     return newest[chosen]
-
-
-def _name(adapter: Adapter) -> str:
-    aliases = "".join(f" @{alias}" for alias in adapter.aliases)
-    return (
-        f"{adapter.name}{aliases} · eval loss {formats.loss(adapter.eval_loss)} · {formats.shorten(adapter.adapter_id)}"
-    )
 
 
 def _job(adapter: Adapter) -> Job | None:
@@ -142,32 +138,30 @@ def _form(adapter: Adapter, *, again: bool) -> None:
         sent = st.form_submit_button(
             "Promote", type="primary", disabled=not may, help=None if may else elements.needs("promoter")
         )
+    texts = {"alias": alias, "base": base, "dataset": dataset}
+    wishes |= {name: text.strip() or None for name, text in texts.items()}
     if sent:
-        more = {"alias": alias, "base": base, "dataset": dataset}
-        _start(adapter, output, why, wishes | {name: text.strip() or None for name, text in more.items()})
+        _start(adapter, output, why, wishes)
     with st.expander("The same on the command line"):
-        st.code(_command(adapter, output, why, wishes, alias), language="bash", wrap_lines=True)
+        st.code(_command(adapter, output, why, wishes), language="bash", wrap_lines=True)
 
 
 def _suggestion(adapter: Adapter, format: str) -> str:
     kind = {"safetensors": "merged"}.get(format, format)
     folder = data.registry_path().parent / f"{adapter.name}-{kind}"
-    # What is there already would be refused.
-    free = next(name for name in (folder, *(Path(f"{folder}-{n}") for n in range(2, 1000))) if not name.exists())
-    return str(free)
+    others = (Path(f"{folder}-{number}") for number in count(2))
+    return str(next(name for name in chain([folder], others) if not name.exists()))  # what is there would be refused
 
 
-def _command(adapter: Adapter, output: str, why: str, wishes: dict[str, Any], alias: str) -> str:
+def _command(adapter: Adapter, output: str, why: str, wishes: dict[str, Any]) -> str:
     parts = ["rankloom", "promote", adapter.adapter_id, "--output", output or "DIR", "--format", wishes["format"]]
-    for name in ("recipe", "gguf_type", "verify"):
+    for name in ("recipe", "gguf_type", "verify", "alias", "dataset", "base"):
         if wishes.get(name):
             parts += [f"--{name.replace('_', '-')}", wishes[name]]
     if wishes.get("compare") is False:
         parts.append("--no-compare")
     if wishes.get("tolerance") is not None:
         parts += ["--tolerance", str(wishes["tolerance"])]
-    if alias:
-        parts += ["--alias", alias]
     parts += ["--reason", why or "TEXT", "--registry", str(data.registry_path())]
     return shlex.join(parts)
 
@@ -204,7 +198,7 @@ def _progress(job: Job, adapter: Adapter, *, running: bool) -> None:
         case "done" if job.result:
             st.success("It passed, and was let out." if drift.get("passed", True) else "It was let out all the same.")
             show_made(format, job.result["output"])
-        case "failed" if drift.get("passed") is False:
+        case "failed" if drift.get("passed") is False and not job.order["force"]:
             elements.problem("The last gate refused the model: it was not let out.", formats.cut(job.error))
             _force(job, adapter)
         case "failed":
