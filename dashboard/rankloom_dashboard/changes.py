@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -33,6 +34,7 @@ from rankloom_registry import undo_promotion as undo
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 CHANGES: dict[str, Callable[..., object]] = {}  # by name; the tests try each without leave
+_STARTING = threading.Lock()  # that nothing like it runs still holds when it is started
 
 
 def change(role: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
@@ -167,10 +169,11 @@ def add_trials(search: str, count: int) -> None:
 @change("editor")
 def start_evaluation(refs: tuple[str, ...], **wishes: Any) -> Job:
     """Evaluates adapters in a program of its own; `wishes` are arguments of `rankloom.evaluation.evaluate.evaluate`."""
-    if any(job.state == "running" for job in board().all("evaluate")):
-        raise BusyError("an evaluation runs here already; wait until it ends, or cancel it")
     order = {"registry": str(data.registry_path()), "refs": list(refs), **wishes}
-    return board().start("evaluate", order, access.require("editor").who)
+    with _STARTING:
+        if any(job.state == "running" for job in board().all("evaluate")):
+            raise BusyError("an evaluation runs here already; wait until it ends, or cancel it")
+        return board().start("evaluate", order, access.require("editor").who)
 
 
 @change("editor")
@@ -192,13 +195,14 @@ def needed_to_cancel(job: Job) -> Role:
 def start_playground(refs: tuple[str, ...], *, base: str | None = None) -> Playground:
     """Loads adapters and their base to talk to; whoever does that again lets go of what they had."""
     who = access.require("editor").who
-    for job in board().all("playground"):
-        if job.state == "running":
-            if job.who != who:
-                raise BusyError("somebody else uses the playground; it is free when they end it, or do not use it")
-            job.cancel()
     order = {"registry": str(data.registry_path()), "refs": list(refs), "base": base}
-    return board().start("playground", order, who, make=Playground)
+    with _STARTING:
+        for job in board().all("playground"):
+            if job.state == "running":
+                if job.who != who:
+                    raise BusyError("somebody else uses the playground; it is free when they end it, or do not use it")
+                job.cancel()
+        return board().start("playground", order, who, make=Playground)
 
 
 def _registry() -> Registry:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from rankloom_dashboard import ForbiddenError, access, changes
 from rankloom_dashboard.access import ROLES, Visitor
+from rankloom_dashboard.errors import BusyError
+from rankloom_dashboard.jobs import job as jobs
+from rankloom_dashboard.jobs.job import board
 from rankloom_dashboard.launch import CHANGES_VARIABLE, REGISTRY_VARIABLE
 from rankloom_registry import Registry
 
@@ -92,3 +99,26 @@ def test_each_role_changes_what_it_may_and_is_named(here, monkeypatch, name: str
         changes.CHANGES[name](**REAL[name](here))
         fresh = [event for event in registry.events() if event.event_id not in known]
     assert fresh and {event.who for event in fresh} == {"ada@example.org"}
+
+
+def test_of_several_who_start_an_evaluation_at_once_one_does(here, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "slow_worker.py").write_text("import sys; sys.stdin.read()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.setattr(jobs, "WORKER", "slow_worker")
+    monkeypatch.setattr(access, "visitor", lambda: Visitor(who="ada@example.org", role="editor"))
+    board.clear()  # type: ignore[attr-defined]
+    together = Barrier(8)
+
+    def start(_: int) -> bool:
+        together.wait(30)
+        try:
+            changes.start_evaluation((here.best,))
+        except BusyError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(start, range(8))) == [False] * 7 + [True]
+    (job,) = board().all("evaluate")
+    job.cancel()
+    assert job.wait(60) == "cancelled"
