@@ -57,14 +57,14 @@ class Playground(Job):
         self.chat = True
         self.turns: list[Turn] = []
         self.problem = ""
-        self._loading = False
+        self._loads, self._loaded = 1, 0  # asked for, the first by the start, and told; a thread each counts them
         self._asked = 0
         super().__init__(job_id, kind, order, who)
 
     @property
     def ready(self) -> bool:
         """Whether it can be asked."""
-        return self.state == "running" and bool(self.adapters) and not self._loading and not self.answering
+        return self.state == "running" and not self._loading and not self.answering
 
     @property
     def answering(self) -> bool:
@@ -75,6 +75,10 @@ class Playground(Job):
     def busy(self) -> bool:
         """Whether something is about to change without being asked for: a model speaks, or adapters are swapped."""
         return self.answering or (self.state == "running" and self._loading)
+
+    @property
+    def _loading(self) -> bool:
+        return self._loaded < self._loads
 
     def ask(self, prompt: str, *, system: str, settings: Mapping[str, Any], chat: bool = True) -> None:
         """Ask every model at once; each goes on from its own earlier answers.
@@ -101,7 +105,7 @@ class Playground(Job):
     def load(self, refs: Sequence[str]) -> None:
         """Take other adapters; the base stays, and the conversation begins anew."""
         self.clear()
-        self._loading = True
+        self._loads += 1
         self.say({"load": list(refs)})
 
     def stop(self) -> None:
@@ -117,7 +121,8 @@ class Playground(Job):
         """Keep what it said."""
         match message:
             case {"told": {"ready": {"subjects": [*subjects], "chat": bool(chat)}}}:
-                self.adapters, self.chat, self._loading = tuple(subjects), chat, False
+                self.adapters, self.chat = tuple(subjects), chat
+                self._loaded += 1
             case {"told": {"problem": str(problem)}}:
                 self.problem = problem
                 self.turns = [turn for turn in self.turns if _over(turn)]

@@ -34,10 +34,10 @@ def play(order: dict[str, Any], tell: Talk) -> dict[str, Any]:
 
     Args:
         order: `registry`, `refs`, and maybe `base` and `idle_s`.
-        tell: Says `generate`, `stop`, `load` and `end`.
+        tell: Says `generate`, `stop` and `load`.
 
     Returns:
-        `ended`: 'idle' or 'asked'.
+        `ended`: 'idle'; whoever wants it to end sooner cancels it.
     """
     from rankloom.evaluation.base import SharedBase
     from rankloom.hush import hush
@@ -53,8 +53,6 @@ def play(order: dict[str, Any], tell: Talk) -> dict[str, Any]:
         match tell.hear(order.get("idle_s", IDLE_S)):
             case None:
                 return {"ended": "idle"}
-            case {"end": True}:
-                return {"ended": "asked"}
             case {"load": list(refs)}:
                 try:
                     shared.take(refs)
@@ -62,15 +60,13 @@ def play(order: dict[str, Any], tell: Talk) -> dict[str, Any]:
                     tell({"told": {"problem": str(error)}})
                 _tell_ready(shared, tell)
             case {"generate": dict(wanted)}:
-                if _answer(shared, wanted, tell):
-                    return {"ended": "asked"}
+                _answer(shared, wanted, tell)
 
 
 def _tell_ready(shared: SharedBase, tell: Talk) -> None:
     ready = {
         "subjects": [adapter.adapter_id for adapter in shared.adapters],
         "chat": bool(shared.resident.tokenizer.chat_template),
-        "context": _context(shared),
     }
     tell({"told": {"ready": ready}})
 
@@ -81,19 +77,19 @@ def _context(shared: SharedBase) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _answer(shared: SharedBase, wanted: Mapping[str, Any], tell: Talk) -> bool:
-    """Let every subject answer, side by side; returns whether the dashboard wants no more."""
+def _answer(shared: SharedBase, wanted: Mapping[str, Any], tell: Talk) -> None:
+    """Let every subject answer, side by side, until it is told to stop."""
     import torch
 
     try:
         waiting = _begin(shared, wanted)
     except RankloomError as error:
         tell({"told": {"problem": str(error)}})
-        return False
+        return
     answers = dict(waiting)
     seconds = dict.fromkeys(answers, 0.0)
     started, last = time.monotonic(), 0.0
-    end = stop = False
+    stop = False
     try:
         while waiting and not stop:
             for subject, answer in waiting.items():
@@ -105,15 +101,13 @@ def _answer(shared: SharedBase, wanted: Mapping[str, Any], tell: Talk) -> bool:
                 _tell_answers(wanted["turn"], answers, seconds, tell)
                 last = time.monotonic()
             heard = tell.hear(0.0)
-            end = heard is not None and "end" in heard
-            stop = end or (heard is not None and "stop" in heard)
+            stop = heard is not None and "stop" in heard
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         tell({"told": {"problem": "the device has no memory left for this conversation: begin a new one"}})
     for answer in waiting.values():
         answer.ended = "stopped"
     _tell_answers(wanted["turn"], answers, seconds, tell)
-    return end
 
 
 def _begin(shared: SharedBase, wanted: Mapping[str, Any]) -> dict[str, Continuation]:

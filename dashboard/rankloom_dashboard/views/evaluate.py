@@ -18,7 +18,6 @@ from rankloom_dashboard.evaluations.report import show_run
 from rankloom_dashboard.jobs.job import Job, board
 from rankloom_registry import Adapter
 
-MOST_EVALUATED = 6
 _EVERY_S = 1.0
 
 
@@ -58,7 +57,7 @@ def _job() -> Job | None:
 
 def _form(*, busy: bool) -> None:
     adapters = choosing.choose_adapters(
-        MOST_EVALUATED,
+        elements.MOST_COMPARED,
         explanation="Adapters of one base: they are measured on it one after the other, on the same rows.",
     )
     with st.grid(min_column_width=260):

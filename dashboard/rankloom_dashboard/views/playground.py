@@ -10,17 +10,16 @@ import streamlit as st
 from rankloom.evaluation.base import BASE
 from rankloom_dashboard import access, changes, elements, formats
 from rankloom_dashboard.adapters import choosing
+from rankloom_dashboard.adapters.actions import MOST_PLAYED
 from rankloom_dashboard.errors import BusyError, ForbiddenError
 from rankloom_dashboard.evaluations import reads
 from rankloom_dashboard.jobs.playground import Answer, Playground, Turn
 from rankloom_registry import Adapter
 
-MOST_PLAYED = 3
 _EVERY_S = 0.3
 _MOST_ASKED = 20_000  # characters
 _MOST_SHOWN = 20_000
 _KEY = "playground"  # of the visitor's own program: no address leads to it, and no other visitor
-_BUSY = "playground-was-busy"
 _ENDINGS = {"length": "cut at the most new tokens", "stopped": "stopped"}
 
 
@@ -47,10 +46,10 @@ def render() -> None:
     if not playground.adapters:
         st.fragment(_loading, run_every=_EVERY_S)(playground)
         return
+    busy = playground.busy  # before what is said of it: whatever ends it after this shows the whole page again
     _hold(playground, adapters)
-    st.fragment(_conversation, run_every=_EVERY_S if playground.busy else None)(
-        playground, _names(adapters, playground.adapters)
-    )
+    names = _names(adapters, playground.adapters)
+    st.fragment(_conversation, run_every=_EVERY_S if busy else None)(playground, names, busy=busy)
     prompt = st.chat_input("Say something to all of them", max_chars=_MOST_ASKED, disabled=not playground.ready)
     if prompt:
         playground.ask(prompt, **settings)
@@ -119,7 +118,7 @@ def _hold(playground: Playground, adapters: Sequence[Adapter]) -> None:
 
 def _let_go(playground: Playground) -> None:
     changes.cancel_job(playground.job_id)
-    del st.session_state[_KEY]  # it may take its time to end
+    st.session_state.pop(_KEY, None)  # it may take its time to end
 
 
 def _settings(playground: Playground) -> dict[str, Any]:
@@ -177,7 +176,9 @@ def _names(adapters: Sequence[Adapter], loaded: Sequence[str]) -> dict[str, str]
     }
 
 
-def _conversation(playground: Playground, names: dict[str, str]) -> None:
+def _conversation(playground: Playground, names: dict[str, str], *, busy: bool) -> None:
+    if busy and not playground.busy:
+        st.rerun()  # the whole page, which then no longer refreshes itself
     for turn in playground.turns:
         _turn(turn, names)
     if not playground.turns and not playground.busy:
@@ -186,10 +187,6 @@ def _conversation(playground: Playground, names: dict[str, str]) -> None:
         st.button("Stop", icon=":material/stop:", on_click=playground.stop)
     elif playground.busy:
         st.caption("The adapters are being swapped.")
-    elif st.session_state.get(_BUSY):
-        st.session_state[_BUSY] = False
-        st.rerun()  # the whole page, which then no longer refreshes itself
-    st.session_state[_BUSY] = playground.busy
 
 
 def _turn(turn: Turn, names: dict[str, str]) -> None:

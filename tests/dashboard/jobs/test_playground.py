@@ -170,3 +170,27 @@ def test_another_base_is_not_loaded(world: Any, monkeypatch: pytest.MonkeyPatch,
 def test_an_adapter_that_is_not_there(start: Callable[..., Playground]) -> None:
     playground = start("no-such-adapter")
     assert playground.wait(60) == "failed" and "no-such-adapter" in playground.error
+
+
+def test_it_is_ready_when_the_last_adapters_that_were_asked_for_are_there(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_worker.py").write_text("import sys; sys.stdin.read()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.setattr("rankloom_dashboard.jobs.job.WORKER", "slow_worker")
+    playground = Playground("playground-1", "playground", {}, "")
+
+    def there(adapter: str) -> None:
+        playground.take({"told": {"ready": {"subjects": [adapter], "chat": True}}})
+
+    assert not playground.ready
+    there("first")
+    assert playground.ready
+    playground.load(["second"])
+    playground.load(["third"])
+    there("second")
+    assert playground.busy and not playground.ready  # what is asked now would be answered by the third
+    there("third")
+    assert playground.ready and not playground.busy
+    playground.cancel()
+    assert playground.wait(60) == "cancelled"
