@@ -110,12 +110,6 @@ def adapter_details(ref: str) -> AdapterDetails:
     return _adapter_details(*key(), ref)
 
 
-def verify(adapter: Adapter) -> None:
-    """Hashes the adapter's files again; never remembered, since it asks about the files and not about the database."""
-    with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
-        registry.verify(adapter)
-
-
 def key() -> tuple[str, Stamp]:
     """Returns what a read is remembered by: the registry, and when its files changed last."""
     path = registry_path()

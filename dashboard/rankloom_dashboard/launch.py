@@ -18,13 +18,22 @@ from rankloom_dashboard.errors import InvalidPortError, PortInUseError
 
 ADDRESS = "127.0.0.1"
 REGISTRY_VARIABLE = "RANKLOOM_REGISTRY"
-CHANGES_VARIABLE = "RANKLOOM_DASHBOARD_CHANGES"  # set here for the server, whatever the user's own environment says
+# Set here for the server, whatever the user's own environment says.
+CHANGES_VARIABLE = "RANKLOOM_DASHBOARD_CHANGES"
+KEY_VARIABLE = "RANKLOOM_DASHBOARD_PUBLIC_KEY"
 INTERRUPTED = 130
 _SERVER = Path(__file__).with_name("server.py")
 _PATIENCE_S = 60.0
 
 
-def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_changes: bool = False) -> int:
+def launch(
+    registry: Path,
+    port: int = 8501,
+    *,
+    headless: bool = False,
+    allow_changes: bool = False,
+    public_key: Path | None = None,
+) -> int:
     """Serves the dashboard until it is interrupted.
 
     Args:
@@ -32,6 +41,7 @@ def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_ch
         port: TCP port on 127.0.0.1, 1 to 65535.
         headless: Leave the web browser closed.
         allow_changes: Let whoever opens it change the registry; by default it only shows it.
+        public_key: The key that must have signed what its pages verify; by default nobody must.
 
     Returns:
         0 when the server ended by itself or was told to, 130 after Ctrl-C, else the server's own exit code.
@@ -39,12 +49,18 @@ def launch(registry: Path, port: int = 8501, *, headless: bool = False, allow_ch
     Raises:
         InvalidPortError: The port is out of range.
         PortInUseError: The port is taken.
+        RegistryError: The key cannot be used, or the package that checks signatures is not installed.
     """
     _check_port(port)
+    if public_key is not None:
+        from rankloom_registry.signing import Verifier  # of use with a key only, and this package is quick to import
+
+        Verifier(public_key)
     environment = {
         **os.environ,
         REGISTRY_VARIABLE: str(registry.absolute()),
         CHANGES_VARIABLE: "1" if allow_changes else "0",
+        KEY_VARIABLE: str(public_key.absolute()) if public_key else "",
     }
     told_to_stop = threading.Event()
     leave = "changes are allowed" if allow_changes else "read-only; --allow-changes lets it change the registry"

@@ -11,7 +11,7 @@ from typing import Any
 import streamlit as st
 
 from rankloom.errors import RankloomError
-from rankloom_dashboard import access, changes, data, elements, formats
+from rankloom_dashboard import access, changes, data, elements, formats, verification
 from rankloom_dashboard.adapters.listing import described
 from rankloom_dashboard.errors import DashboardError
 from rankloom_dashboard.evaluations import reads
@@ -263,6 +263,7 @@ def _past(details: data.AdapterDetails) -> None:
                 st.code(formats.cut(record.reason), language=None, wrap_lines=True)
             if record.status == "done":
                 show_made(record.format, formats.cut(record.output_path, 4096))
+                verification.offer_promotion(record)
             show_gates(recorded_gates(record.format, record.checks))
             measured = record.checks.get("measured")
             show_comparison(measured if isinstance(measured, dict) else {}, record.checks.get("made"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +38,10 @@ def dashboard(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Let its pages change the registry; by default they only show it.")
     ] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option("--public-key", metavar="KEY.pub", help="Let its pages verify that this key signed the files."),
+    ] = None,
 ) -> None:
     """Open the dashboard on 127.0.0.1."""
     # An entry point, because the dashboard stands on the floor above and imports this package, never the reverse.
@@ -44,4 +49,11 @@ def dashboard(
     if not found:
         raise ConfigError("the dashboard is not installed with this rankloom: install the package again")
     launch = next(iter(found)).load()
-    raise typer.Exit(launch(registry.expanduser().absolute(), port, headless=headless, allow_changes=allow_changes))
+    code = launch(
+        registry.expanduser().absolute(),
+        port,
+        headless=headless,
+        allow_changes=allow_changes,
+        public_key=public_key and public_key.expanduser(),
+    )
+    raise typer.Exit(code)

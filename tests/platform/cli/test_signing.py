@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,12 @@ def test_who_must_have_signed_is_said_whole(rankloom: Rankloom, world: Any, tmp_
     pytest.importorskip("model_signing", reason="the extra 'signing' is not installed")
     missing = rankloom("adapters", "verify", "--public-key", tmp_path / "none.pub", "--registry", world.registry)
     assert missing.code == 1 and missing.out == "" and "none.pub" in missing.err
+
+
+def test_the_dashboard_refuses_a_key_that_it_could_not_check_by(rankloom: Rankloom, tmp_path: Path, keys: Keys) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    refused = rankloom("dashboard", "--headless", "--port", port, "--public-key", tmp_path / "none.pub")
+    assert refused.code == 1 and refused.out == "" and refused.err.count("\n") == 1
+    assert refused.err.startswith(f"error: cannot check signatures against {tmp_path / 'none.pub'}: ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from rankloom_dashboard import data, elements, formats
+from rankloom_dashboard import elements, formats, verification
 from rankloom_dashboard.adapters import weights
 from rankloom_dashboard.charts.module_heatmap import NAMES, draw_module_heatmap, module_heatmap_info
 from rankloom_dashboard.charts.style import show
@@ -22,15 +22,15 @@ def files(adapter: Adapter) -> None:
         return
     # Without a folder they lie at a URL, from where a promotion fetches them.
     folder = None if adapter.artifact_path is None else str(adapter.artifact_path)
-    elements.hashes({"folder": folder, "SHA-256": adapter.artifact_sha256})
-    if st.button("Verify files", key="verify", help="Hashes the files again and compares; nothing is changed."):
-        try:
-            with st.spinner("Hashing the files"):
-                data.verify(adapter)
-        except ArtifactError as error:
-            elements.problem("The files are not what the registry recorded.", str(error))
-        else:
-            st.success("The files are what the registry recorded.")
+    signature = verification.signature(adapter)
+    elements.hashes(
+        {
+            "folder": folder,
+            "SHA-256": adapter.artifact_sha256,
+            "signature": None if signature is None else str(signature),
+        }
+    )
+    verification.offer_adapter(adapter)
 
 
 def heatmaps(adapter: Adapter) -> None:
