@@ -161,3 +161,21 @@ def test_two_visitors_do_not_verify_at_once(look, run_page, made) -> None:
         assert not app.exception
     (job,) = board().all("verify")
     assert job.wait(60) == "done"
+
+
+def test_for_a_search_that_is_gone_the_page_does_not_hurry(look, made, monkeypatch) -> None:
+    seen, fragment = [], st.fragment
+
+    def remember(body, *, run_every):
+        seen.append(run_every)
+        return fragment(body, run_every=run_every)
+
+    monkeypatch.setattr(st, "fragment", remember)
+    with Registry.open(made.path) as registry:
+        registry.record(SearchResumed(search_id=made.search_id))
+    paces = {}
+    for status in ("running", "interrupted"):
+        monkeypatch.setattr(data, "status_now", lambda search, status=status: status)
+        look(made.path)
+        paces[status] = seen[-1]
+    assert paces["running"] < paces["interrupted"]

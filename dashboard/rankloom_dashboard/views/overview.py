@@ -64,12 +64,18 @@ def render() -> None:
         st.text(f"{data.registry_path().name} is empty.")
         elements.nothing_yet("A search fills the registry:", "rankloom quickstart")
         return
-    busy = _busy(summary)
+    busy = _busy(summary, _lost(summary))
     st.fragment(_body, run_every=_BUSY_S if busy else _IDLE_S)(busy=busy)
 
 
-def _busy(summary: Summary) -> bool:
-    return bool(summary.running or _jobs() or upkeep.inspector().look(data.registry_path()) is None)
+def _lost(summary: Summary) -> list[SearchRecord]:
+    """The searches that are recorded as running, and whose process is gone: they may stay so for good."""
+    return [search for search in summary.running if data.status_now(search) != "running"]
+
+
+def _busy(summary: Summary, lost: Sequence[SearchRecord]) -> bool:
+    running = len(summary.running) > len(lost)
+    return bool(running or _jobs() or upkeep.inspector().look(data.registry_path()) is None)
 
 
 def _jobs() -> list[Job]:
@@ -79,10 +85,10 @@ def _jobs() -> list[Job]:
 def _body(*, busy: bool) -> None:
     with elements.registry_problems():
         summary = data.summary()
-        if busy != _busy(summary):
+        lost = _lost(summary)
+        if busy != _busy(summary, lost):
             st.rerun()  # the whole page, which then looks more or less often
         found = upkeep.inspector().look(data.registry_path())
-        lost = [search for search in summary.running if data.status_now(search) != "running"]
         _numbers(summary.counts, found)
         left, right = st.columns(2, gap="medium")
         with left:
