@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
@@ -97,11 +96,6 @@ def value(anything: Any) -> str:
             return " + ".join(value(item) for item in anything)
         case _:
             return json.dumps(anything, default=str, sort_keys=True)
-
-
-def target_modules(params: Mapping[str, Any]) -> str:
-    """Formats the target modules of a configuration, a group's name or a list of modules."""
-    return value(params.get("target_modules"))
 
 
 def shorten(identifier: str, length: int = 10) -> str:
