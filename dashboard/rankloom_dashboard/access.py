@@ -22,6 +22,7 @@ Role = Literal["viewer", "editor", "promoter"]
 ROLES: tuple[Role, ...] = get_args(Role)  # each may do what those before it may
 UNVERIFIED = "trust_unverified_addresses"
 _MISSING = "no-secrets-found"  # Streamlit's id for: there is no secrets file at all
+_AT_START = dict(os.environ)  # before any secrets are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,6 @@ def require(needed: Role) -> Visitor:
 
 
 def _secrets() -> Mapping[str, Any]:
-    before = dict(os.environ)
     try:
         found = st.secrets.to_dict()
     except (OSError, UnicodeDecodeError) as error:
@@ -192,13 +192,15 @@ def _secrets() -> Mapping[str, Any]:
         raise LoginError(
             f"the secrets, which may ask for a login, cannot be read: {error}; correct the file"
         ) from error
-    # Streamlit makes variables of what stands in no section: a file in the folder of the start would choose which
-    # registry is shown, and what the programs that work for the dashboard import.
-    for name in found:
-        if name in before:
-            os.environ[name] = before[name]
+    # Streamlit makes variables of what stands in no section, anew when the file changes: a file in the folder of the
+    # start would choose which registry is shown, and what the programs that work for the dashboard import.
+    for name, value in found.items():
+        if os.environ.get(name) != str(value):
+            continue
+        if name in _AT_START:
+            os.environ[name] = _AT_START[name]
         else:
-            os.environ.pop(name, None)
+            os.environ.pop(name)
     if "roles" in found and "auth" not in found:
         raise LoginError("the secrets have a section [roles] but none [auth], by which people log in; add it")
     return found
