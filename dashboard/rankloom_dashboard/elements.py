@@ -41,6 +41,17 @@ def registry_problems() -> Iterator[None]:
         problem("Nothing was changed.", str(error))
 
 
+def attempt(change: Callable[..., object], *args: object) -> None:
+    """Makes a change in a button's callback, and says what refuses it: a role may be gone since the page was drawn.
+
+    Args:
+        change: One of `changes`.
+        *args: Its arguments.
+    """
+    with registry_problems():
+        change(*args)
+
+
 def door(address: str | None) -> None:
     """Shows the way in, and nothing else.
 

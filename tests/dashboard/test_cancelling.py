@@ -52,3 +52,16 @@ def test_who_may_stop_it_is_offered_that_and_nobody_else(
     else:
         with pytest.raises(ForbiddenError, match="needs the role"):
             changes.cancel_job(adas.job_id)
+
+
+def test_a_role_that_is_gone_since_the_page_was_drawn_is_a_message(
+    run_page, made, adas: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "visitor", lambda: Visitor(who="ada@example.org", role="editor"))
+    app = run_page(made.path, "views/evaluate.py", job=adas.job_id)
+    monkeypatch.setattr(access, "visitor", lambda: Visitor(who="ada@example.org", role="viewer"))
+    next(button for button in app.button if button.label == "Cancel").click().run()
+    assert not app.exception
+    assert [error.value for error in app.error] == ["Nothing was changed."]
+    assert any("needs the role editor" in code.value for code in app.code)
+    assert adas.state == "running"

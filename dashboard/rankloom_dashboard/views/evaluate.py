@@ -192,8 +192,8 @@ def _progress(job: Job) -> None:
             "Cancel",
             disabled=not allowed,
             help=None if allowed else elements.needs(role),
-            on_click=changes.cancel_job,  # by a callback: this fragment refreshes itself, and would lose a click
-            args=(job.job_id,),
+            on_click=elements.attempt,  # by a callback: this fragment refreshes itself, and would lose a click
+            args=(changes.cancel_job, job.job_id),
         )
 
 

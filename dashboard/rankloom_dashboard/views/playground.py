@@ -93,7 +93,7 @@ def _loading(playground: Playground) -> None:
     st.progress(done / total, text="Proving and loading the base")
     st.text(stage)
     # By a callback: a click that comes while a fragment refreshes itself would be lost otherwise.
-    st.button("Cancel", on_click=changes.cancel_job, args=(playground.job_id,))
+    st.button("Cancel", on_click=elements.attempt, args=(changes.cancel_job, playground.job_id))
 
 
 def _hold(playground: Playground, adapters: Sequence[Adapter]) -> None:
@@ -117,7 +117,7 @@ def _hold(playground: Playground, adapters: Sequence[Adapter]) -> None:
 
 
 def _let_go(playground: Playground) -> None:
-    changes.cancel_job(playground.job_id)
+    elements.attempt(changes.cancel_job, playground.job_id)
     st.session_state.pop(_KEY, None)  # it may take its time to end
 
 

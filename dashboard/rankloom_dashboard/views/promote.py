@@ -218,8 +218,8 @@ def _cancel(job: Job) -> None:
         st.button(
             "Stop",
             help="The same promotion goes on later from where it was.",
-            on_click=changes.cancel_job,
-            args=(job.job_id,),
+            on_click=elements.attempt,
+            args=(changes.cancel_job, job.job_id),
         )
 
 
