@@ -66,6 +66,8 @@ class Job:
             text=True,
             encoding="utf-8",
             errors="replace",
+            # Ctrl-C in a terminal is for the server, whose end interrupts the worker: twice would cut its cleanup short.
+            process_group=0,
         )
         self._complaining = threading.Thread(target=self._hear_complaints, daemon=True)
         self._hearing = threading.Thread(target=self._hear, daemon=True)
