@@ -206,8 +206,7 @@ def test_the_comparison_has_intervals_and_a_star() -> None:
     assert rows[1]["rows"] == "held-out (12)"
 
 
-def test_the_command_line_does_the_same(run_page, made, monkeypatch) -> None:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+def test_the_command_line_does_the_same(run_page, made, changing) -> None:
     app = run_page(made.path, PROMOTE, adapter=made.best)
     field(app, "text_input", "Alias").set_value(" prod ")
     field(app, "text_input", "Folder of the base").set_value("/my bases/tiny")
@@ -221,8 +220,7 @@ def test_the_command_line_does_the_same(run_page, made, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("output", ["", "~no-such-user/merged"])
-def test_an_output_that_can_be_none_is_a_message(run_page, made, output: str, monkeypatch) -> None:
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
+def test_an_output_that_can_be_none_is_a_message(run_page, made, output: str, changing) -> None:
     before = len(board().all())
     app = run_page(made.path, PROMOTE, adapter=made.best)
     field(app, "text_input", "Folder to make").set_value(output)
@@ -235,12 +233,11 @@ def test_an_output_that_can_be_none_is_a_message(run_page, made, output: str, mo
 
 
 def test_a_forced_promotion_that_fails_says_why_and_not_that_it_was_refused(
-    run_page, made, tmp_path: Path, monkeypatch
+    run_page, made, tmp_path: Path, monkeypatch, changing, own_jobs
 ) -> None:
     (tmp_path / "full_worker.py").write_text(
         """print('{"told": {"gate": "drift", "passed": false}}')\nprint('{"error": "the disk is full"}')\n"""
     )
-    monkeypatch.setenv(CHANGES_VARIABLE, "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     monkeypatch.setattr(jobs, "WORKER", "full_worker")
     job = board().start("promote", {"adapter": made.best, "format": "safetensors", "force": True}, "")

@@ -113,8 +113,8 @@ def test_a_run_has_one_driver_at_a_time(saved: Callable[..., Run], tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "one"}', "\x00"])
-def test_a_record_that_is_none_is_named(tmp_path: Path, text: str) -> None:
-    run = saved(tmp_path)
+def test_a_record_that_is_none_is_named(saved: Callable[..., Run], tmp_path: Path, text: str) -> None:
+    run = saved(tmp_path / "one")
     (run.folder / RECORD).write_text(text)
     with pytest.raises(SearchError, match=r"one/search\.json cannot be read as the record of a search: .*restore it"):
         open_run("one", tmp_path)

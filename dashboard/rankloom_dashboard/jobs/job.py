@@ -66,7 +66,7 @@ class Job:
             text=True,
             encoding="utf-8",
             errors="replace",
-            # Ctrl-C in a terminal is for the server, whose end interrupts the worker: twice would cut its cleanup short.
+            # Ctrl-C in a terminal is for the server, whose end interrupts the worker: twice cuts its cleanup short.
             process_group=0,
         )
         self._complaining = threading.Thread(target=self._hear_complaints, daemon=True)
