@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -107,13 +108,21 @@ def _document(report: Report) -> dict[str, Any]:
     }
 
 
+def _rows(dataset: Mapping[str, Any]) -> str | None:
+    """What was measured on, and what is missing of it."""
+    if "source" not in dataset:
+        return None
+    cut, dropped, longest = dataset.get("cut_rows"), dataset.get("dropped_rows"), dataset.get("max_length")
+    notes = [f"{cut} cut to {longest} tokens"] * bool(cut) + [f"{dropped} left out as too long"] * bool(dropped)
+    return ", ".join([f"{dataset['rows']} rows of {dataset['source']}", *notes])
+
+
 def _show(report: Report) -> None:
     named = list(dict.fromkeys(name for subject in report.subjects for name in subject.metrics))
-    source = report.dataset.get("source")
     show_table(
         ["", *(subject.subject for subject in report.subjects)],
         [[name, *(subject.metrics.get(name) for subject in report.subjects)] for name in named],
-        title=None if source is None else f"{report.dataset['rows']} rows of {source}",
+        title=_rows(report.dataset),
     )
     if not report.comparisons:
         return

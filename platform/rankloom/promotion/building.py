@@ -158,11 +158,7 @@ class Build:
             "drift": drift,
             "made": made,
             "measured": measured,
-            "dataset": {
-                "source": self._held_out.source,
-                "sha256": self._held_out.sha256,
-                "rows": len(self._held_out.tokens),
-            },
+            "dataset": self._held_out.to_dict(),
             "modules_merged": report.modules_merged,
             "tensors_copied": report.tensors_copied,
             "base_loss": measuring.alone[HELD_OUT].loss,

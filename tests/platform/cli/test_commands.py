@@ -169,6 +169,19 @@ def test_evaluate_says_what_is_a_difference(rankloom: Rankloom, world: Any) -> N
     assert wrong.code == 1 and "a metric is one of" in wrong.err
 
 
+def test_an_evaluation_says_what_it_cut(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
+    long = "the girl has loved flowers " * 40
+    rows = [
+        {"prompt": "a", "completion": long},
+        {"prompt": "a", "completion": "b"},
+        {"prompt": long, "completion": "b"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = rankloom("evaluate", world.adapters[0], "--dataset", tmp_path / "rows.jsonl", "--registry", world.registry)
+    assert (shown.code, shown.err) == (0, "")
+    assert "2 rows of" in shown.out and "1 cut to 48 tokens, 1 left out as too long" in " ".join(shown.out.split())
+
+
 def test_evaluate_and_promote(rankloom: Rankloom, world: Any, tmp_path: Path) -> None:
     flags = ("--json", "--registry", world.registry)
     measured = rankloom("evaluate", world.adapters[0], "--base-too", *flags)

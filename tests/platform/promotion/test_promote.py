@@ -59,6 +59,11 @@ def test_a_merged_model_is_a_plain_model(world: Any, registry: Registry, tmp_pat
     assert checks["delta"] == checks["merged_loss"] - checks["adapter_loss"] <= checks["tolerance"]
     assert checks["tolerance"] == max(TOLERANCE, LOST_GAIN * (checks["base_loss"] - checks["adapter_loss"]))
     assert (checks["modules_merged"], checks["dataset"]["rows"]) == (14, 12)
+    assert (checks["dataset"]["max_length"], checks["dataset"]["cut_rows"], checks["dataset"]["dropped_rows"]) == (
+        48,
+        0,
+        0,
+    )
     splits = ("held-out", "general")
     assert list(dict.fromkeys(stage for stage, _, _ in stages)) == [
         "fingerprint base",
