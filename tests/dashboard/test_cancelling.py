@@ -17,12 +17,17 @@ from rankloom_dashboard.launch import CHANGES_VARIABLE
 
 
 @pytest.fixture
-def adas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
-    """An evaluation that Ada has started, and that lasts until it is stopped."""
+def lasting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that last until they are stopped."""
     (tmp_path / "slow_worker.py").write_text("import sys; sys.stdin.read()")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     monkeypatch.setattr(jobs, "WORKER", "slow_worker")
     monkeypatch.setenv(CHANGES_VARIABLE, "1")
+
+
+@pytest.fixture
+def adas(lasting: None) -> Iterator[Job]:
+    """An evaluation that Ada has started."""
     job = board().start("evaluate", {}, "ada@example.org")
     yield job
     job.cancel()
@@ -65,3 +70,14 @@ def test_a_role_that_is_gone_since_the_page_was_drawn_is_a_message(
     assert [error.value for error in app.error] == ["Nothing was changed."]
     assert any("needs the role editor" in code.value for code in app.code)
     assert adas.state == "running"
+
+
+def test_a_promotion_is_stopped_from_its_page(run_page, made, lasting: None) -> None:
+    job = board().start("promote", {"adapter": made.best, "format": "safetensors", "force": False}, "")
+    app = run_page(made.path, "views/promote.py", adapter=made.best, job=job.job_id)
+    next(button for button in app.button if button.label == "Stop").click().run()
+    assert not app.exception
+    assert job.wait(60) == "cancelled"
+    app.run()
+    (warning,) = app.warning
+    assert warning.value.startswith("It was stopped.")
