@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from rankloom import control
 from rankloom.errors import OutputError
 from rankloom.merging import Recipe, Verify
-from rankloom.outputs import MANIFEST, free_output
+from rankloom.outputs import MANIFEST, absolute, free_output
 from rankloom.promotion import Format
 from rankloom_dashboard import access, data
 from rankloom_dashboard.access import Role
@@ -136,10 +136,7 @@ def start_promotion(
 def _folder(output: str) -> Path:
     if not output.strip():
         raise OutputError("a promotion makes a folder, and none is named: name one")
-    try:
-        return Path(output).expanduser().absolute()
-    except RuntimeError as error:
-        raise OutputError(f"{output} begins with the home of a user that this machine does not know") from error
+    return absolute(Path(output))
 
 
 def _reason(why: str) -> str:

@@ -87,10 +87,7 @@ def status_now(search: SearchRecord) -> str:
     if search.status != "running":
         return search.status
     with Registry.open(registry_path(), wait_s=WAIT_SECONDS) as registry:
-        try:
-            return control.status_now(registry, search)
-        except OSError:  # its run folder lies where this user may not look
-            return search.status
+        return control.status_now(registry, search)
 
 
 def trial_spans(search_id: str) -> list[TrialSpan]:

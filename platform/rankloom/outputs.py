@@ -17,13 +17,27 @@ MANIFEST = "rankloom.json"  # says of a promoted folder what it is and where it 
 _PLAN = "plan"
 
 
+def absolute(path: Path) -> Path:
+    """Return the absolute path of an output.
+
+    Raises:
+        OutputError: It begins with a user that there is none of.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise OutputError(
+            f"{path} begins with no user of this machine; write ./{path} for a folder of that name"
+        ) from error
+
+
 def free_output(path: Path) -> Path:
     """Return an output folder's absolute path, once it is clear that it can be made and overwrites nothing.
 
     Raises:
         OutputError: It exists and is not an empty folder, or it cannot be given a finished folder's place.
     """
-    output = path.expanduser().absolute()
+    output = absolute(path)
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
         raise OutputError(f"the output must be a new or empty folder, got {output}; name another, or remove it first")
     if output.is_mount():

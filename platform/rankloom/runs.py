@@ -245,7 +245,7 @@ def open_run(name_or_path: str | Path, storage: Path) -> Run:
     if not _finds((folder / RECORD).is_file):
         folder = storage / Path(name_or_path).name
     if not _finds(folder.is_dir):
-        known = sorted(path.parent.name for path in storage.glob(f"*/{RECORD}"))
+        known = sorted(path.parent.name for path in storage.glob(f"*/{RECORD}")) if _finds(storage.is_dir) else []
         raise SearchError(
             f"no search {str(name_or_path)!r} to resume in {storage}; "
             + (f"there are: {', '.join(known)}" if known else "start it without --resume")

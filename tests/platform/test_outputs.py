@@ -167,6 +167,8 @@ def test_an_output_is_a_new_folder_or_an_empty_one(tmp_path: Path) -> None:
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     with pytest.raises(OutputError, match="does not exist; make it first"):
         free_output(tmp_path / "none" / "merged")
+    with pytest.raises(OutputError, match="begins with no user of this machine; write ./~no-such-user/merged"):
+        free_output(Path("~no-such-user/merged"))
     assert free_output(tmp_path / "new") == tmp_path / "new"
     (tmp_path / "empty").mkdir()
     assert free_output(tmp_path / "empty") == tmp_path / "empty"

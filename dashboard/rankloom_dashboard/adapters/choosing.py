@@ -22,7 +22,7 @@ def choose_adapters(most: int, *, explanation: str) -> list[Adapter]:
     """
     known = {adapter.adapter_id: adapter for adapter in reads.available_adapters()}
     found = []
-    for wanted in elements.wanted_ids():
+    for wanted in list(dict.fromkeys(elements.wanted_ids()))[:most]:  # each may be a look into the registry
         try:
             adapter = known.get(wanted) or data.adapter_details(wanted).adapter
         except AdapterNotFoundError as error:
@@ -34,7 +34,7 @@ def choose_adapters(most: int, *, explanation: str) -> list[Adapter]:
         else:
             elements.problem("The address names an adapter whose files were not kept.", adapter.adapter_id)
     # The address is what counts: a link to this page says what is chosen on it.
-    st.session_state["chosen"] = list(dict.fromkeys(found))[:most]
+    st.session_state["chosen"] = list(dict.fromkeys(found))
     chosen = st.multiselect(
         "Adapters",
         list(known),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from rankloom.errors import DataError
 from rankloom.evaluation.base import BASE
@@ -50,12 +52,6 @@ class Row:
     prompt: str
     expected: str
     results: Mapping[str, RowResult]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """Read what was kept."""
-        results = {subject: RowResult(**result) for subject, result in values["results"].items()}
-        return cls(prompt=values["prompt"], expected=values["expected"], results=results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,20 +154,15 @@ def load_report(path: Path) -> Report:
     """
     try:
         # Split at line feeds alone: text may hold other characters that `splitlines` takes for the end of a line.
-        figures, *rows = map(json.loads, path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-        if figures.pop("format") != FORMAT:
-            raise ValueError("another format")
-        subjects = tuple(Subject(**subject) for subject in figures.pop("subjects"))
-        if len(rows) != (expected := figures["dataset"].get("rows", 0)):
+        figures, *rows = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if (found := json.loads(figures)["format"]) != FORMAT:
+            raise ValueError(f"format {found}, not {FORMAT}")
+        # Each value is what its type says: a page shows them as they are.
+        report = TypeAdapter(Report).validate_json(figures, strict=True)
+        if len(rows) != (expected := report.dataset.get("rows", 0)):
             raise ValueError(f"{len(rows)} rows of {expected}")
-        comparisons = tuple(map(_comparison, figures.pop("comparisons")))
-        return Report(**figures, subjects=subjects, comparisons=comparisons, rows=tuple(map(Row.from_dict, rows)))
+        return replace(report, rows=tuple(TypeAdapter(Row).validate_json(row, strict=True) for row in rows))
     except FileNotFoundError as error:
         raise DataError(f"the rows of this evaluation are not in {path}: evaluate again to see them") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is no report of an evaluation ({error}): evaluate again") from error
-
-
-def _comparison(values: dict[str, Any]) -> Comparison:
-    known = {name: value for name, value in values.items() if name != "regressed"}
-    return Comparison(**{**known, "regressions": tuple(values["regressions"])})

@@ -22,7 +22,7 @@ from rankloom.exports.gguf import GGUF_LORA_TYPES, GGUF_TYPES, export_gguf_lora,
 from rankloom.exports.verdicts import verdicts
 from rankloom.merging import Recipe, Verify
 from rankloom.models import BaseModel, split_identity
-from rankloom.outputs import MANIFEST, free_output, partial_folder, publish, unfinished
+from rankloom.outputs import MANIFEST, absolute, free_output, partial_folder, publish, unfinished
 from rankloom.promotion import Format
 from rankloom.promotion.building import Build, Built, Order
 from rankloom.promotion.facts import card_of, versions
@@ -128,7 +128,7 @@ def promote(
         validate_name(alias)
     if push_to_hub is not None:
         hub.token_for(push_to_hub)  # before the work, not after it
-    output = output.expanduser().absolute()
+    output = absolute(output)
     adapter = registry.adapter(ref)
     files = registry.checkout(adapter)
     _check_quantization(registry, adapter, format, recipe)

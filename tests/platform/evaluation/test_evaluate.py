@@ -131,8 +131,11 @@ def test_a_report_that_is_gone_or_broken(world: Any, registry: Registry, tmp_pat
             load_report(tmp_path / "r.jsonl")
     path = report_file(registry.path, evaluate(registry, world.adapters[:1]).run)
     lines = path.read_text().splitlines(keepends=True)
-    for half in (lines[:1], lines[:-1], [*lines[:-1], lines[-1][:20]], [*lines, lines[-1]]):
-        path.write_text("".join(half))
+    hostile = lines[0].replace('"max_new_tokens": ', '"max_new_tokens": "![x](http://evil.example)", "old": ')
+    assert hostile != lines[0]
+    shortened = [lines[:1], lines[:-1], [*lines[:-1], lines[-1][:20]]]
+    for broken in (*shortened, [*lines, lines[-1]], [hostile, *lines[1:]]):
+        path.write_text("".join(broken))
         with pytest.raises(DataError, match="is no report of an evaluation"):
             load_report(path)
     for name in ("../../etc/passwd", "", "."):
