@@ -326,3 +326,12 @@ def test_the_size_of_a_rank_is_that_of_kept_weights(made, monkeypatch: pytest.Mo
             (adapter.artifact_path / "adapter_model.safetensors").unlink()
             made.path.touch()
     assert data.rank_bytes("c0" * 32) == {}
+
+
+def test_every_slice_says_which_parameter_it_is_of(run_page, made) -> None:
+    app = run_page(made.path, SEARCH, tab="Parameters", count="Stopped too")
+    assert not app.exception
+    told = [element.proto.alt for element in app.get("plotly_chart")]
+    for name in ("learning_rate", "r", "lora_alpha", "target_modules"):
+        assert f"eval loss of 7 trials against {name}" in told
+    assert any("from the 7 trials that have them all" in caption.value for caption in app.caption)

@@ -28,6 +28,13 @@ class Importance:
     share: float
 
 
+def complete_samples(samples: Sequence[Sample], axes: Sequence[Axis]) -> list[Sample]:
+    """Returns the trials that have a value of every parameter; others tell nothing of importance."""
+    return [
+        sample for sample in samples if all(axis.place(sample.trial.params.get(axis.name)) is not None for axis in axes)
+    ]
+
+
 def importance_info(samples: Sequence[Sample], axes: Sequence[Axis], objective: Objective) -> list[Importance]:
     """Measures how much the values of each parameter among the best quarter differ from those among all.
 
@@ -41,9 +48,7 @@ def importance_info(samples: Sequence[Sample], axes: Sequence[Axis], objective: 
     Returns:
         Parameters, the most important first; none if there are too few trials, or they tell nothing.
     """
-    complete = [
-        sample for sample in samples if all(axis.place(sample.trial.params.get(axis.name)) is not None for axis in axes)
-    ]
+    complete = complete_samples(samples, axes)
     if len(complete) < LEAST or not axes or len({sample.value for sample in complete}) < 2:
         return []
     import optuna  # half a second, which only who opens this chart has to wait

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from rankloom_dashboard import formats
 from rankloom_dashboard.charts import importance, pairs, parallel_coordinates, slices
 from rankloom_dashboard.charts.axes import Axis, axes
 from rankloom_dashboard.charts.samples import Sample
@@ -14,6 +15,8 @@ from rankloom_dashboard.leaderboard import Objective
 from rankloom_dashboard.views.search_parts.view import View, choose_samples
 
 _MOST_AXES = 12
+_MOST_NAMED = 80  # characters of a name
+_GUESS = 20  # trials; of fewer, importance is one
 
 
 def show(view: View) -> None:
@@ -68,9 +71,10 @@ def _importance(found: Sequence[Sample], told: Sequence[Axis], objective: Object
         key="importance",
         alt=f"Importance of {len(info)} parameters, the most important first",
     )
+    count = len(importance.complete_samples(found, told))
     st.caption(
-        f"How far a parameter's values among the best quarter differ from those among all (PED-ANOVA), from "
-        f"{len(found)} trials{'; of so few, a guess' if len(found) < 20 else ''}."
+        f"How far a parameter's values among the best quarter differ from those among all (PED-ANOVA), from the "
+        f"{count} trials that have them all{'; of so few, a guess' if count < _GUESS else ''}."
     )
 
 
@@ -80,10 +84,11 @@ def _slices(found: Sequence[Sample], told: Sequence[Axis], objective: Objective)
         log = st.toggle("log", key="log-slices", bind="query-params", help="Draw the axis of values logarithmically")
     with st.grid(min_column_width=280, gap="medium"):
         for index, axis in enumerate(told):
+            info = slices.slice_info(found, axis)
             show_figure(
-                slices.draw_slice(slices.slice_info(found, axis), objective, log=log),
+                slices.draw_slice(info, objective, log=log),
                 key=f"slice-{index}",
-                alt=f"{objective.name} of trials against one parameter",
+                alt=f"{objective.name} of {len(info.places)} trials against {formats.cut(axis.name, _MOST_NAMED)}",
             )
     st.caption("One point a trial, open if it was stopped early; the later, the stronger the colour.")
 
