@@ -25,6 +25,21 @@ doc_to_choice: "{{[right, wrong]}}"
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
+WRITTEN = """
+task: written
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{right.strip()}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 12, do_sample: false}
+filter_list:
+  - {name: as-is, filter: [{function: take_first}]}
+  - {name: word, filter: [{function: regex, regex_pattern: "(not)"}, {function: take_first}]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, rows_file: Path) -> Path:
@@ -38,6 +53,7 @@ def folder(tmp_path: Path, rows_file: Path) -> Path:
     data = tmp_path / "choices.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in choices))
     (tmp_path / "tasks" / "negation.yaml").write_text(TASK % data)
+    (tmp_path / "tasks" / "written.yaml").write_text(WRITTEN % data)
     return tmp_path / "tasks"
 
 
@@ -74,6 +90,17 @@ def test_a_task_is_run_on_base_and_adapters(world: Any, folder: Path) -> None:
     assert recorded.metrics["negation.acc"] == 1.0
     assert recorded.metrics["base_negation.acc"] == report.metrics(BASE)["negation.acc"]
     assert load_report(report_file(registry.path, report.run)) == report
+
+
+@pytest.mark.skipif(not tasks_installed(), reason="lm-eval is not installed: no task is run")
+def test_answers_that_are_filtered_in_two_ways_are_two_figures_of_as_many_documents(world: Any, folder: Path) -> None:
+    registry = Registry.open(world.registry)
+    report = evaluate(
+        registry, world.adapters[:1], metrics=(), tasks=["written"], tasks_folder=str(folder), dataset=None, limit=6
+    )
+    names = ["written.exact_match.as-is", "written.exact_match.word"]
+    assert [(one.metric, one.rows) for one in report.comparisons] == [(name, 6) for name in names]
+    assert {name for name in report.metrics(world.adapters[0]) if "stderr" not in name} == set(names)
 
 
 @pytest.mark.skipif(not tasks_installed(), reason="lm-eval is not installed: no task is run")
