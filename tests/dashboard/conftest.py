@@ -192,7 +192,7 @@ def run_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
     """Launches the dashboard as the command line does, in a program of its own; returns it and its port."""
     started: list[subprocess.Popen[str]] = []

@@ -17,7 +17,7 @@ LONG = 240_000  # milliseconds, for a model that is loaded on a busy machine
 def test_answers_stream_side_by_side_and_a_second_turn_follows(page: Any, serve: Any, trained: Any) -> None:
     _, port = serve(trained.registry, allow_changes=True)
     good, slow = trained.adapters
-    settings = "temperature=0.8&seed=3&tokens=200"
+    settings = "temperature=0.8&seed=3&tokens=80"
     page.goto(f"http://127.0.0.1:{port}/playground?ids={good},{slow}&{settings}")
     page.get_by_role("button", name="Load the model").click(timeout=LONG)
     box = page.get_by_placeholder("Say something to all of them")

@@ -33,14 +33,14 @@ def visit(page: playwright.Page, url: str, title: str | None = None) -> None:
     settle(page)
 
 
-def says(page: playwright.Page, **expected: str | None) -> None:
-    """Wait until the address holds these values, and the page is drawn."""
+def says(page: playwright.Page, *, timeout: float = MINUTE, **expected: str | None) -> None:
+    """Wait until the address holds these values, for so many milliseconds at most, and the page is drawn."""
 
     def holds(url: str) -> bool:
         held = parse_qs(urlsplit(url).query)
         return all(held.get(key, [None])[0] == value for key, value in expected.items())
 
-    page.wait_for_url(holds, timeout=MINUTE)
+    page.wait_for_url(holds, timeout=timeout)
     settle(page)
 
 
