@@ -83,7 +83,12 @@ def test_an_adapter_is_verified_against_the_key_of_the_start(
 
 
 def test_a_promoted_folder_is_verified_where_it_was_signed(
-    run_page: Callable[..., AppTest], made: Any, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_page: Callable[..., AppTest],
+    made: Any,
+    keys: Keys,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_jobs: None,
 ) -> None:
     registry = Registry.open(made.path)
     folder = tmp_path / "merged"
