@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from browsing import playwright
 
 from rankloom.evaluation.base import BASE
 from rankloom.evaluation.report import Report, Row, RowResult, Subject, save_report
 from rankloom.evaluation.significance import compare
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
-)
 pytestmark = pytest.mark.browser
 LONG = 120_000  # milliseconds, on a busy machine
 

@@ -6,10 +6,8 @@ import re
 from typing import Any
 
 import pytest
+from browsing import playwright
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no page is seen in a real browser"
-)
 pytestmark = pytest.mark.browser
 LONG = 240_000  # milliseconds, for a model that is loaded on a busy machine
 

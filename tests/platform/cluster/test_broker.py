@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from trial_events import bare, end, evaluation, start
+
 from rankloom.cluster.broker import Broker
 from rankloom.cluster.flight import RUNG
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
@@ -71,28 +73,9 @@ async def asking(broker: Broker, trial: str, index: int) -> asyncio.Task[dict[st
     return asked
 
 
-def bare(result: dict[str, Any] | None) -> dict[str, Any]:
-    """A result without its rung."""
-    return {name: value for name, value in (result or {}).items() if name != RUNG}
-
-
-def evaluation(trial: str, step: int, loss: float = 1.0) -> TrialReported:
-    return TrialReported(trial_id=trial, step=step, metrics={"steps": step, "eval_loss": loss})
-
-
-def start(spec: TrialSpec) -> TrialStarted:
-    return TrialStarted(
-        trial_id=spec.trial_id, search_id="s", number=spec.number, params=spec.params, attempt=spec.attempt
-    )
-
-
 async def told(broker: Broker) -> list[Event]:
     """What happened, but for what began."""
     return [event for event in await broker.events(0, 0.0) if not isinstance(event, TrialStarted)]
-
-
-def end(trial: str, status: str = "completed", **metrics: float) -> TrialEnded:
-    return TrialEnded(trial_id=trial, status=status, metrics=metrics)
 
 
 # Who gets which trial

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from trial_events import evaluation, start
 
 from rankloom.cluster.broker import Broker
 from rankloom.training.exchange import TrialSpec
@@ -61,11 +62,11 @@ class Lane:
                     del hands[trial]
             for spec in orders.trials:
                 await self._survive()
-                await self._broker.started(started(spec))
+                await self._broker.started(start(spec))
                 hands[spec.trial_id], steps[spec.trial_id] = spec, self._disk.get(spec.trial_id, 0)
                 if steps[spec.trial_id] > spec.decided:
                     waiting.add(spec.trial_id)
-                    await self._broker.report([reported(spec.trial_id, steps[spec.trial_id])])
+                    await self._broker.report([evaluation(spec.trial_id, steps[spec.trial_id])])
             for trial in sorted(hands.keys() - waiting):
                 steps[trial] += 1
                 if steps[trial] == STEPS:
@@ -74,11 +75,11 @@ class Lane:
                     self._disk[trial] = steps[trial]
                     waiting.add(trial)
                     await self._survive()
-                    await self._broker.report([reported(trial, steps[trial])])
+                    await self._broker.report([evaluation(trial, steps[trial])])
 
     async def _end(self, spec: TrialSpec, status: str, step: int) -> None:
         await self._survive()
-        metrics = reported(spec.trial_id, step).metrics
+        metrics = evaluation(spec.trial_id, step).metrics
         await self._broker.finish(
             TrialEnded(trial_id=spec.trial_id, status=status, metrics=metrics, attempt=spec.attempt)
         )
@@ -137,14 +138,6 @@ async def searched(random: Random) -> list[Event]:
 async def moments(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-def started(spec: TrialSpec) -> TrialStarted:
-    return TrialStarted(trial_id=spec.trial_id, search_id="s", number=spec.number, params={}, attempt=spec.attempt)
-
-
-def reported(trial: str, step: int) -> TrialReported:
-    return TrialReported(trial_id=trial, step=step, metrics={"steps": step, "eval_loss": 1.0})
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from trial_events import bare, end, evaluation, start
 
 from rankloom.cluster.flight import RUNG, Past, Progress, final_result
 from rankloom.cluster.flights import MAX_ATTEMPTS, Flights
 from rankloom.training.exchange import Orders, TrialSpec, Verdict
-from rankloom_registry import Event, TrialEnded, TrialReported, TrialStarted
+from rankloom_registry import Event, TrialEnded, TrialStarted
 
 PARAMS = {"r": 8}
 ALL = 100  # slots enough for everything that is queued
@@ -54,28 +55,9 @@ def evaluated(flights: Flights, trial: str, step: int, *, index: int | None = No
     assert (heard(flights, trial, step - 1 if index is None else index) or {})["steps"] == step
 
 
-def bare(result: dict[str, Any] | None) -> dict[str, Any]:
-    """A result without its rung."""
-    return {name: value for name, value in (result or {}).items() if name != RUNG}
-
-
-def evaluation(trial: str, step: int, loss: float = 1.0) -> TrialReported:
-    return TrialReported(trial_id=trial, step=step, metrics={"steps": step, "eval_loss": loss})
-
-
-def start(spec: TrialSpec) -> TrialStarted:
-    return TrialStarted(
-        trial_id=spec.trial_id, search_id="s", number=spec.number, params=spec.params, attempt=spec.attempt
-    )
-
-
 def told(flights: Flights) -> list[Event]:
     """What happened, but for what began."""
     return [event for event in flights.events if not isinstance(event, TrialStarted)]
-
-
-def end(trial: str, status: str = "completed", **metrics: float) -> TrialEnded:
-    return TrialEnded(trial_id=trial, status=status, metrics=metrics)
 
 
 # Who gets which trial
